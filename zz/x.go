@@ -1,0 +1,21 @@
+package x
+import (
+_ "github.com/hashicorp/raft"
+_ "github.com/hashicorp/raft-boltdb/v2"
+_ "github.com/hashicorp/memberlist"
+_ "github.com/jackc/pgx/v5"
+_ "github.com/jackc/pgx/v5/pgxpool"
+_ "github.com/urfave/cli/v2"
+_ "go.yaml.in/yaml/v3"
+_ "github.com/prometheus/client_golang/prometheus/promhttp"
+_ "golang.org/x/sys/unix"
+_ "golang.org/x/sync/errgroup"
+_ "golang.org/x/term"
+_ "pgregory.net/rapid"
+_ "github.com/google/go-cmp/cmp"
+_ "github.com/jedib0t/go-pretty/v6/table"
+_ "github.com/google/renameio/v2"
+_ "github.com/hashicorp/go-hclog"
+_ "github.com/google/uuid"
+_ "github.com/coreos/go-systemd/v22/daemon"
+)
