@@ -1,0 +1,271 @@
+package fsm
+
+import (
+	"fmt"
+	"slices"
+)
+
+func (e entry) claim(c Claim) Result {
+	g, ok := e.Groups[c.Group]
+	n, member := e.Nodes[c.Node]
+	switch {
+	case !ok || !member || n.Group != c.Group:
+		return refuse("claim group %d: node %s is not a member", c.Group, c.Node)
+	case g.SystemID != "":
+		return refuse("group %d is initialised already", c.Group)
+	}
+	g.ClaimedBy = c.Node
+	e.Groups[c.Group] = g
+	return done
+}
+
+func (e entry) initialised(c Initialised) Result {
+	g, ok := e.Groups[c.Group]
+	switch {
+	case !ok:
+		return refuse("group %d is not known", c.Group)
+	case g.SystemID == c.SystemID && g.SystemID != "":
+		return done
+	case g.SystemID != "":
+		return refuse("group %d has system identifier %s; the data directory of %s has %s and belongs to another database cluster", c.Group, g.SystemID, e.Name(c.Node), c.SystemID)
+	case g.ClaimedBy != c.Node:
+		return refuse("group %d may be initialised by %s only", c.Group, e.Name(g.ClaimedBy))
+	}
+	g.SystemID, g.LastHolder = c.SystemID, c.Node
+	g.Sync.Pairs = []Pair{{}}
+	// The zero epoch made the timeline the group begins with.
+	g.Grants = []Grant{{Holder: c.Node, Timeline: c.Timeline}}
+	e.Groups[c.Group] = g
+	e.note(c.Group, History{Kind: "initialised", Node: c.Node, Timeline: c.Timeline, Text: fmt.Sprintf("group initialised by %s", e.Name(c.Node))})
+	return done
+}
+
+func (e entry) grant(c GrantCmd) Result {
+	g := e.Groups[c.Group]
+	n, ok := e.Nodes[c.Holder]
+	switch {
+	case !ok || n.Group != c.Group:
+		return refuse("grant group %d: node %s is not a member", c.Group, c.Holder)
+	case g.SystemID == "":
+		return refuse("grant group %d: it is not initialised", c.Group)
+	case g.Held():
+		return refuse("grant group %d: %s holds epoch %s", c.Group, e.Name(g.Lease.Holder), g.Lease.Epoch)
+	case g.Epoch != c.Prev:
+		return refuse("grant group %d: the epoch is %s, not %s", c.Group, g.Epoch, c.Prev)
+	case c.Instance == "" || c.TTL <= 0:
+		return refuse("grant group %d: instance or ttl missing", c.Group)
+	}
+	if res := e.checkPair(g, c.Pair, c.Holder); !res.OK {
+		return res
+	}
+	g.Epoch = e.nextEpoch(g)
+	g.Lease = Lease{Holder: c.Holder, Instance: c.Instance, Epoch: g.Epoch, TTL: c.TTL}
+	g.LastHolder = c.Holder
+	// The pairs in force stay until the new one is confirmed: two losses in a row must not elect a node that has neither.
+	g.Sync.Pairs = addPair(g.Sync.Pairs, c.Pair)
+	gr := Grant{Epoch: g.Epoch, Holder: c.Holder}
+	if c.Adopt != 0 {
+		gr.Timeline, gr.Parent = c.Adopt, c.Adopt
+	}
+	if len(g.Grants) >= maxGrants {
+		g.Grants = g.Grants[1:]
+	}
+	g.Grants = append(slices.Clone(g.Grants), gr)
+	g.Op = nil
+	e.Groups[c.Group] = g
+	e.note(c.Group, History{Kind: "granted", Node: c.Holder, Epoch: g.Epoch, LSN: c.LSN, Text: fmt.Sprintf("%s may become primary: %s", e.Name(c.Holder), c.Reason)})
+	return Result{OK: true, Epoch: g.Epoch}
+}
+
+func (e entry) nextEpoch(g Group) Epoch {
+	return Epoch{Inc: max(e.Cluster.Incarnation, g.Epoch.Inc), N: g.Epoch.N + 1}
+}
+
+func (e entry) checkPair(g Group, p Pair, holder NodeID) Result {
+	if p.K < 0 || p.K > len(p.S) || (p.K == 0 && len(p.S) > 0) {
+		return refuse("group %d: %d of %d synchronous standbys is not a set that can confirm", g.ID, p.K, len(p.S))
+	}
+	if g.Mode == Off && p.K > 0 {
+		return refuse("group %d replicates asynchronously: it has no synchronous set", g.ID)
+	}
+	for _, id := range p.S {
+		n, ok := e.Nodes[id]
+		if !ok || n.Group != g.ID || id == holder {
+			return refuse("group %d: %s cannot be in the synchronous set of %s", g.ID, e.Name(id), e.Name(holder))
+		}
+	}
+	return done
+}
+
+func addPair(pairs []Pair, p Pair) []Pair {
+	out := slices.DeleteFunc(slices.Clone(pairs), p.Equal)
+	return append(out, NewPair(p.K, p.S...))
+}
+
+// end frees a lease: released by its holder or expired by the leader.
+func (e entry) end(id GroupID, epoch Epoch, kind, why string) Result {
+	g := e.Groups[id]
+	if !g.Held() || g.Lease.Epoch != epoch {
+		return refuse("group %d: epoch %s does not hold the lease", id, epoch)
+	}
+	holder := g.Lease.Holder
+	g.Lease = Lease{}
+	e.Groups[id] = g
+	e.note(id, History{Kind: kind, Node: holder, Epoch: epoch, Text: fmt.Sprintf("%s is primary no more: %s", e.Name(holder), why)})
+	return done
+}
+
+func (e entry) revoke(c Revoke) Result {
+	g := e.Groups[c.Group]
+	if !g.Held() || g.Lease.Epoch != c.Epoch {
+		return refuse("group %d: epoch %s does not hold the lease", c.Group, c.Epoch)
+	}
+	if !g.Lease.Revoked {
+		g.Lease.Revoked = true
+		e.Groups[c.Group] = g
+		e.note(c.Group, History{Kind: "revoked", Node: g.Lease.Holder, Epoch: c.Epoch, Text: c.Reason})
+	}
+	return done
+}
+
+func (e entry) promoted(c Promoted) Result {
+	g := e.Groups[c.Group]
+	last, ok := g.LastGrant()
+	switch {
+	case !ok || last.Epoch != c.Epoch || c.Epoch.IsZero():
+		return refuse("group %d: epoch %s is not the newest grant", c.Group, c.Epoch)
+	case last.Timeline == c.Timeline:
+		return done
+	case last.Timeline != 0:
+		return refuse("group %d: epoch %s made timeline %d, not %d", c.Group, c.Epoch, last.Timeline, c.Timeline)
+	case c.Timeline == 0:
+		return refuse("group %d: no timeline given", c.Group)
+	}
+	g.Grants = slices.Clone(g.Grants)
+	last.Timeline, last.Parent, last.Fork = c.Timeline, c.Parent, c.Fork
+	g.Grants[len(g.Grants)-1] = last
+	e.Groups[c.Group] = g
+	e.note(c.Group, History{
+		Kind: "promoted", Node: last.Holder, Epoch: c.Epoch, Timeline: c.Timeline, LSN: c.Fork,
+		Text: fmt.Sprintf("%s left timeline %d at %s for timeline %d", e.Name(last.Holder), c.Parent, c.Fork, c.Timeline),
+	})
+	return done
+}
+
+// holderMayChange is the guard of every change of a synchronous set: only the holder, and not once it is revoked.
+func (e entry) holderMayChange(g Group, epoch Epoch) Result {
+	switch {
+	case !g.Held() || g.Lease.Epoch != epoch:
+		return refuse("group %d: epoch %s does not hold the lease", g.ID, epoch)
+	case g.Lease.Revoked:
+		return refuse("group %d: epoch %s is revoked", g.ID, epoch)
+	}
+	return done
+}
+
+func (e entry) syncPropose(c SyncPropose) Result {
+	g := e.Groups[c.Group]
+	if res := e.holderMayChange(g, c.Epoch); !res.OK {
+		return res
+	}
+	if res := e.checkPair(g, c.Pair, g.Lease.Holder); !res.OK {
+		return res
+	}
+	target := g.Sync.Target()
+	switch {
+	case target.Equal(c.Pair):
+		return done
+	case g.Sync.Joint():
+		return refuse("group %d: another change of the synchronous set is under way", c.Group)
+	case distance(target, c.Pair) > 1:
+		return refuse("group %d: the synchronous set changes by one member at a time", c.Group)
+	}
+	g.Sync.Pairs = addPair(g.Sync.Pairs, c.Pair)
+	e.Groups[c.Group] = g
+	e.note(c.Group, History{Kind: "sync", Node: g.Lease.Holder, Epoch: c.Epoch, Text: c.Reason})
+	return done
+}
+
+func distance(a, b Pair) (n int) {
+	for _, x := range a.S {
+		if !b.Has(x) {
+			n++
+		}
+	}
+	for _, x := range b.S {
+		if !a.Has(x) {
+			n++
+		}
+	}
+	return n
+}
+
+func (e entry) syncConfirm(c SyncConfirm) Result {
+	g := e.Groups[c.Group]
+	if res := e.holderMayChange(g, c.Epoch); !res.OK {
+		return res
+	}
+	last, _ := g.LastGrant()
+	switch {
+	case !g.Sync.Target().Equal(c.Pair):
+		return refuse("group %d: the synchronous set to confirm is another one", c.Group)
+	case last.Epoch != c.Epoch || last.Timeline == 0:
+		return refuse("group %d: epoch %s has not recorded its promotion", c.Group, c.Epoch)
+	}
+	first := g.Sync.Confirmed != c.Epoch
+	g.Sync = Sync{Pairs: []Pair{g.Sync.Target()}, Confirmed: c.Epoch}
+	e.Groups[c.Group] = g
+	if first {
+		e.note(c.Group, History{Kind: "opened", Node: g.Lease.Holder, Epoch: c.Epoch, Timeline: last.Timeline, Text: fmt.Sprintf("%s is primary: first synchronous commit done, clients may enter", e.Name(g.Lease.Holder))})
+	}
+	return done
+}
+
+func (e entry) groupSet(c GroupSet) Result {
+	g, ok := e.Groups[c.Group]
+	if !ok {
+		return refuse("group %d is not known", c.Group)
+	}
+	if c.Mode != "" && c.Mode != Quorum && c.Mode != Off {
+		return refuse("mode %q: use quorum or off", c.Mode)
+	}
+	if c.Mode != "" {
+		g.Mode = c.Mode
+	}
+	if c.Paused != nil {
+		g.Paused = *c.Paused
+	}
+	e.Groups[c.Group] = g
+	return done
+}
+
+func (e entry) operationPut(c OperationPut) Result {
+	g, ok := e.Groups[c.Group]
+	n, member := e.Nodes[c.Operation.To]
+	switch {
+	case !ok:
+		return refuse("group %d is not known", c.Group)
+	case c.Operation.To != "" && (!member || n.Group != c.Group):
+		return refuse("%s is not a member of group %d", e.Name(c.Operation.To), c.Group)
+	case g.Op != nil && g.Op.ID != c.Operation.ID:
+		return refuse("group %d: a %s asked for by %s is under way", c.Group, g.Op.Kind, g.Op.By)
+	case g.Held() && g.Lease.Holder == c.Operation.To:
+		return refuse("%s is the primary of group %d already", n.Name, c.Group)
+	}
+	op := c.Operation
+	g.Op = &op
+	e.Groups[c.Group] = g
+	e.note(c.Group, History{Kind: "operation", Node: op.To, Epoch: g.Epoch, Text: fmt.Sprintf("%s to %s asked for by %s", op.Kind, e.Name(op.To), op.By)})
+	return done
+}
+
+func (e entry) operationDrop(c OperationDrop) Result {
+	g := e.Groups[c.Group]
+	if g.Op == nil || g.Op.ID != c.ID {
+		return refuse("group %d has no such operation", c.Group)
+	}
+	g.Op = nil
+	e.Groups[c.Group] = g
+	e.note(c.Group, History{Kind: "operation", Epoch: g.Epoch, Text: "given up: " + c.Reason})
+	return done
+}

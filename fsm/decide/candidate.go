@@ -1,0 +1,68 @@
+package decide
+
+import (
+	"cmp"
+	"slices"
+
+	"matriarch/fsm"
+)
+
+// Recruit is a node's answer to recruitment: it follows nobody any more, and this is where it stands.
+type Recruit struct {
+	Node     fsm.NodeID   `json:"node"`
+	Instance string       `json:"instance"`
+	Promise  fsm.Epoch    `json:"promise"`
+	Timeline fsm.Timeline `json:"timeline"`
+	Lineage  fsm.Epoch    `json:"lineage"` // the epoch that made this timeline, as the node's own record has it
+	LSN      fsm.LSN      `json:"lsn"`
+	Primary  bool         `json:"primary,omitempty"` // an adopted server that is writable already
+}
+
+// lineageTrue reports whether the node's last timeline was made by the Grant recorded for that number. Two promotions can both
+// make timeline 2: such a node may neither be followed, followed on, rewound nor elected.
+func lineageTrue(g fsm.Group, tl fsm.Timeline, lineage fsm.Epoch) bool {
+	gr, ok := g.GrantOf(tl)
+	return ok && gr.Epoch == lineage
+}
+
+// Candidates returns the recruits that may become primary, best first: the newest timeline by the epoch that made it (the
+// numbers of dead branches may be higher), greatest LSN, then priority, then membership in the synchronous set, then name.
+func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
+	var out []Recruit
+	for _, r := range recruits {
+		n, ok := s.Nodes[r.Node]
+		if !ok || n.Tags.NoFailover || n.Tags.FailoverPriority < 0 {
+			continue
+		}
+		if !g.Sync.Unknown && !lineageTrue(g, r.Timeline, r.Lineage) {
+			continue
+		}
+		out = append(out, r)
+	}
+	target := g.Sync.Target()
+	slices.SortFunc(out, func(a, b Recruit) int {
+		na, nb := s.Nodes[a.Node], s.Nodes[b.Node]
+		return cmp.Or(
+			compareEpoch(b.Lineage, a.Lineage),
+			cmp.Compare(b.LSN, a.LSN),
+			cmp.Compare(nb.Tags.FailoverPriority, na.Tags.FailoverPriority),
+			compareBool(target.Has(a.Node), target.Has(b.Node)),
+			cmp.Compare(na.Name, nb.Name),
+		)
+	})
+	return out
+}
+
+func compareEpoch(a, b fsm.Epoch) int {
+	return cmp.Or(cmp.Compare(a.Inc, b.Inc), cmp.Compare(a.N, b.N))
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}

@@ -1,0 +1,67 @@
+package decide
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"matriarch/fsm"
+)
+
+// meets reports whether every set that can acknowledge a commit under p has a member in r: |r n S| >= n - k + 1.
+// A pair that needs no standby is met by nobody but the holder.
+func meets(p fsm.Pair, r []fsm.NodeID) bool {
+	if p.K == 0 {
+		return false
+	}
+	have := 0
+	for _, id := range p.S {
+		if slices.Contains(r, id) {
+			have++
+		}
+	}
+	return have >= len(p.S)-p.K+1
+}
+
+// Sufficient reports whether the recruited nodes r must together have every acknowledged commit of the group, and if not,
+// who is missing. The set suffices iff it has the last holder with its data intact, or meets every pair in force.
+func Sufficient(g fsm.Group, members, r []fsm.NodeID) (bool, string) {
+	if g.Sync.Unknown {
+		for _, m := range members {
+			if !slices.Contains(r, m) {
+				return false, "the synchronous set is unknown since the control plane was rebuilt: every member of the group must answer, or an operator must name the data directory to trust (matriarch failover --group G --candidate N --trust)"
+			}
+		}
+		return len(members) > 0, ""
+	}
+	if slices.Contains(r, g.LastHolder) {
+		return true, ""
+	}
+	for _, p := range g.Sync.Pairs {
+		if !meets(p, r) {
+			return false, lacking(p, r)
+		}
+	}
+	return len(g.Sync.Pairs) > 0, ""
+}
+
+func lacking(p fsm.Pair, r []fsm.NodeID) string {
+	if p.K == 0 {
+		return "only the last primary has every acknowledged commit: no standby was synchronous"
+	}
+	var names []string
+	for _, id := range p.S {
+		if !slices.Contains(r, id) {
+			names = append(names, string(id))
+		}
+	}
+	return fmt.Sprintf("any %d of %d standbys could have acknowledged a commit; %s did not answer", p.K, len(p.S), strings.Join(names, ", "))
+}
+
+// PairFor chooses the synchronous pair of a new holder: any 1 of those who can follow it at once.
+func PairFor(mode fsm.Mode, followers []fsm.NodeID) fsm.Pair {
+	if mode == fsm.Off || len(followers) == 0 {
+		return fsm.Pair{}
+	}
+	return fsm.NewPair(1, followers...)
+}

@@ -1,0 +1,312 @@
+package fsm
+
+import (
+	"maps"
+	"slices"
+	"sort"
+	"time"
+)
+
+// State is the replicated truth after the entry Index. It is immutable.
+type State struct {
+	Index    uint64                `json:"index"`
+	Cluster  Cluster               `json:"cluster"`
+	Nodes    map[NodeID]Node       `json:"nodes"`
+	Removed  map[NodeID]string     `json:"removed"` // nodes taken out for good, with the name they had
+	Groups   map[GroupID]Group     `json:"groups"`
+	Tokens   map[string]Token      `json:"tokens"`
+	History  map[GroupID][]History `json:"history"`
+	Requests []Request             `json:"requests"` // the last maxRequests answered request ids, oldest first
+}
+
+// Cluster describes the formation as a whole.
+type Cluster struct {
+	ID          string   `json:"id"`
+	Incarnation uint64   `json:"incarnation"` // raised by recover; part of every epoch and of the TLS handshake
+	Gate        int      `json:"gate"`        // command version that every node is known to understand
+	Settings    Settings `json:"settings"`
+}
+
+// Settings hold for the whole cluster and may be changed live.
+type Settings struct {
+	TTL              time.Duration `json:"ttl"`                // length of a lease; fixed per epoch at its Grant
+	DeadVoterAfter   time.Duration `json:"dead_voter_after"`   // an unreachable voter is replaced after this
+	DegradeAfter     time.Duration `json:"degrade_after"`      // a synchronous standby missing this long leaves the set
+	MaximumLag       int64         `json:"maximum_lag"`        // bytes a candidate of an asynchronous group may miss
+	RestartWait      time.Duration `json:"restart_wait"`       // how long a crashed primary of an asynchronous group may take to come back before another is elected
+	LeaderAvoid      bool          `json:"leader_avoid"`       // keep Raft leadership off hosts that hold leases
+	Citus            bool          `json:"citus"`              // create the extension and keep pg_dist_node
+	Databases        []string      `json:"databases"`          // databases created in every group
+	DefaultMode      Mode          `json:"default_mode"`       // replication mode of new groups
+	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
+}
+
+// DefaultSettings are those of a new cluster.
+func DefaultSettings() Settings {
+	return Settings{
+		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
+		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
+		MaximumClockSkew: 30 * time.Second,
+	}
+}
+
+// Node is one host.
+type Node struct {
+	ID       NodeID  `json:"id"`
+	Name     string  `json:"name"`
+	Group    GroupID `json:"group"`
+	Peer     string  `json:"peer"`     // host:port of Raft, RPC and join
+	Postgres string  `json:"postgres"` // host:port of PostgreSQL
+	API      string  `json:"api"`      // host:port of the HTTP API
+	Zone     string  `json:"zone,omitempty"`
+	Tags     Tags    `json:"tags"`
+	Version  string  `json:"version"`
+	Protocol int     `json:"protocol"` // highest command version the node's binary understands
+	Joined   uint64  `json:"joined"`   // index of the entry that added it
+	Report   Report  `json:"report"`
+}
+
+// Tags steer what a node may become.
+type Tags struct {
+	NoFailover       bool              `json:"nofailover,omitempty"`
+	NoSync           bool              `json:"nosync,omitempty"`
+	NoLoadBalance    bool              `json:"noloadbalance,omitempty"`
+	CloneFrom        bool              `json:"clonefrom,omitempty"`
+	NeverVoter       bool              `json:"never_voter,omitempty"`
+	FailoverPriority int               `json:"failover_priority,omitempty"`
+	User             map[string]string `json:"user,omitempty"`
+}
+
+// Report is what a node last said of its PostgreSQL. It informs people and hints; no election rests on it.
+type Report struct {
+	At        time.Time `json:"at,omitzero"` // by the leader's clock, for people
+	State     string    `json:"state"`       // running, streaming, starting, stopped, creating replica, ...
+	Role      string    `json:"role"`        // primary, standby or empty
+	Timeline  Timeline  `json:"timeline"`
+	Receive   LSN       `json:"receive"`
+	Replay    LSN       `json:"replay"`
+	Epoch     Epoch     `json:"epoch"` // the epoch it holds or follows
+	PGVersion int       `json:"pg_version,omitempty"`
+	Rule      string    `json:"rule"`
+	Fence     string    `json:"fence,omitempty"` // "weak" while a server runs that the sentinel did not start
+	Pending   bool      `json:"pending_restart,omitempty"`
+	SetAside  int       `json:"set_aside,omitempty"` // data directories kept aside
+}
+
+// SameButLSN reports whether only positions and the time differ.
+func (r Report) SameButLSN(o Report) bool {
+	r.At, r.Receive, r.Replay = o.At, o.Receive, o.Replay
+	return r == o
+}
+
+// Mode says how a group replicates.
+type Mode string
+
+// The modes of this version.
+const (
+	Quorum Mode = "quorum" // synchronous_standby_names = 'ANY k (S)'
+	Off    Mode = "off"    // asynchronous
+)
+
+// Group is one replication set.
+type Group struct {
+	ID         GroupID    `json:"id"`
+	Mode       Mode       `json:"mode"`
+	Paused     bool       `json:"paused,omitempty"` // no automatic change of primary
+	ClaimedBy  NodeID     `json:"claimed_by"`       // the node that may create the group's first data directory
+	SystemID   string     `json:"system_id"`        // PostgreSQL's system identifier; empty until initialised
+	Lease      Lease      `json:"lease"`
+	Epoch      Epoch      `json:"epoch"`       // of the last Grant
+	LastHolder NodeID     `json:"last_holder"` // of the last Grant, or the initialiser
+	Sync       Sync       `json:"sync"`
+	Grants     []Grant    `json:"grants"` // oldest first
+	Op         *Operation `json:"op,omitempty"`
+}
+
+// Held reports whether somebody has the lease.
+func (g Group) Held() bool { return g.Lease.Holder != "" }
+
+// Opened reports whether the holder has made its first synchronous commit of the current epoch: clients may enter.
+func (g Group) Opened() bool { return g.Held() && g.Sync.Confirmed == g.Epoch }
+
+// LastGrant returns the newest grant.
+func (g Group) LastGrant() (Grant, bool) {
+	if len(g.Grants) == 0 {
+		return Grant{}, false
+	}
+	return g.Grants[len(g.Grants)-1], true
+}
+
+// GrantOf returns the newest grant recorded for a timeline.
+func (g Group) GrantOf(tl Timeline) (Grant, bool) {
+	for _, gr := range slices.Backward(g.Grants) {
+		if gr.Timeline == tl {
+			return gr, true
+		}
+	}
+	return Grant{}, false
+}
+
+// Lease is the right of one node to run the writable primary of the group.
+type Lease struct {
+	Holder   NodeID        `json:"holder"`   // empty: free
+	Instance string        `json:"instance"` // the holder's sentinel
+	Epoch    Epoch         `json:"epoch"`
+	TTL      time.Duration `json:"ttl"`
+	Revoked  bool          `json:"revoked,omitempty"`
+}
+
+// Pair is a synchronous set: a commit is acknowledged when K of S have flushed it.
+type Pair struct {
+	K int      `json:"k"`
+	S []NodeID `json:"s"`
+}
+
+// NewPair sorts and copies the set.
+func NewPair(k int, s ...NodeID) Pair {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return Pair{K: k, S: slices.Compact(s)}
+}
+
+// Equal compares two pairs.
+func (p Pair) Equal(o Pair) bool { return p.K == o.K && slices.Equal(p.S, o.S) }
+
+// Has reports membership.
+func (p Pair) Has(n NodeID) bool { return slices.Contains(p.S, n) }
+
+// Sync is the truth about who must have a commit. More than one pair means a joint phase: an election must satisfy all.
+type Sync struct {
+	Pairs     []Pair `json:"pairs"`             // the last is the one PostgreSQL is, or is being, set to
+	Confirmed Epoch  `json:"confirmed"`         // newest epoch whose holder has confirmed its pair
+	Unknown   bool   `json:"unknown,omitempty"` // after recover: the pairs prove nothing
+}
+
+// Target is the pair PostgreSQL is, or is being, set to.
+func (s Sync) Target() Pair {
+	if len(s.Pairs) == 0 {
+		return Pair{}
+	}
+	return s.Pairs[len(s.Pairs)-1]
+}
+
+// Joint reports whether a change is under way.
+func (s Sync) Joint() bool { return len(s.Pairs) > 1 }
+
+// Grant records one lease and the timeline its promotion made.
+type Grant struct {
+	Epoch    Epoch    `json:"epoch"`
+	Holder   NodeID   `json:"holder"`
+	Timeline Timeline `json:"timeline"` // 0 until the promotion is recorded
+	Parent   Timeline `json:"parent"`   // the timeline it left
+	Fork     LSN      `json:"fork"`     // where it left it
+}
+
+// Operation is planned work on a group.
+type Operation struct {
+	ID    string    `json:"id"`
+	Kind  string    `json:"kind"` // failover
+	To    NodeID    `json:"to"`
+	Trust bool      `json:"trust,omitempty"` // the operator names this data directory as the one to trust
+	Phase string    `json:"phase"`
+	By    string    `json:"by"`
+	At    time.Time `json:"at"`
+}
+
+// Token lets hosts join. Only the hash of its secret is known here.
+type Token struct {
+	ID      string    `json:"id"`
+	Hash    string    `json:"hash"`
+	Expires time.Time `json:"expires"`
+	Uses    int       `json:"uses"` // how many are left
+	Made    time.Time `json:"made"`
+}
+
+// History is one line of a group's past.
+type History struct {
+	Index    uint64    `json:"index"`
+	At       time.Time `json:"at"`
+	Kind     string    `json:"kind"`
+	Node     NodeID    `json:"node,omitempty"`
+	Epoch    Epoch     `json:"epoch"`
+	Timeline Timeline  `json:"timeline,omitempty"`
+	LSN      LSN       `json:"lsn,omitempty"`
+	Text     string    `json:"text"`
+}
+
+// Request remembers how a proposal ended, since its proposer may not have heard.
+type Request struct {
+	ID     string `json:"id"`
+	Result Result `json:"result"`
+}
+
+const (
+	maxRequests = 1000
+	maxHistory  = 100
+	maxGrants   = 500
+)
+
+// NewState is the state before the first entry.
+func NewState() *State {
+	return &State{
+		Nodes: map[NodeID]Node{}, Removed: map[NodeID]string{}, Groups: map[GroupID]Group{}, Tokens: map[string]Token{},
+		History: map[GroupID][]History{},
+	}
+}
+
+// clone copies what Apply may change. Values are replaced whole, so the maps' contents can be shared.
+func (s *State) clone() *State {
+	c := *s
+	c.Nodes, c.Removed, c.Groups = maps.Clone(s.Nodes), maps.Clone(s.Removed), maps.Clone(s.Groups)
+	c.Tokens, c.History = maps.Clone(s.Tokens), maps.Clone(s.History)
+	return &c
+}
+
+// Members lists the nodes of a group, oldest first.
+func (s *State) Members(g GroupID) []Node {
+	var out []Node
+	for _, n := range s.Nodes {
+		if n.Group == g {
+			out = append(out, n)
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Joined < out[j].Joined })
+	return out
+}
+
+// GroupIDs lists the groups in order.
+func (s *State) GroupIDs() []GroupID { return slices.Sorted(maps.Keys(s.Groups)) }
+
+// NodeIDs lists the nodes in order.
+func (s *State) NodeIDs() []NodeID { return slices.Sorted(maps.Keys(s.Nodes)) }
+
+// NodeByName finds a node by name or UUID.
+func (s *State) NodeByName(name string) (Node, bool) {
+	if n, ok := s.Nodes[NodeID(name)]; ok {
+		return n, true
+	}
+	for _, id := range s.NodeIDs() {
+		if s.Nodes[id].Name == name {
+			return s.Nodes[id], true
+		}
+	}
+	return Node{}, false
+}
+
+// Name returns a node's name, or its UUID when it is unknown.
+func (s *State) Name(id NodeID) string {
+	if n, ok := s.Nodes[id]; ok {
+		return n.Name
+	}
+	if name, ok := s.Removed[id]; ok {
+		return name
+	}
+	return string(id)
+}
+
+// Primary returns the node that clients of the group may use, if there is one.
+func (s *State) Primary(g GroupID) (Node, bool) {
+	gr := s.Groups[g]
+	n, ok := s.Nodes[gr.Lease.Holder]
+	return n, ok && gr.Opened()
+}
