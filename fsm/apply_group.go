@@ -175,8 +175,6 @@ func (e entry) syncPropose(c SyncPropose) Result {
 	switch {
 	case target.Equal(c.Pair):
 		return done
-	case g.Sync.Joint():
-		return refuse("group %d: another change of the synchronous set is under way", c.Group)
 	case distance(target, c.Pair) > 1:
 		return refuse("group %d: the synchronous set changes by one member at a time", c.Group)
 	}

@@ -1,0 +1,168 @@
+package decide
+
+import (
+	"fmt"
+	"time"
+
+	"matriarch/fsm"
+)
+
+// Facts are derived once from a View, so that rules read as sentences.
+type Facts struct {
+	View
+	Node     fsm.Node
+	Group    fsm.Group
+	Settings fsm.Settings
+
+	Member    bool      // this node is in the state
+	Removed   bool      // it was taken out for good
+	Running   bool      // some process of PostgreSQL lives
+	Primary   bool      // PostgreSQL is writable
+	Mine      bool      // the state has the lease with this node and this sentinel, unrevoked
+	HoldsAny  bool      // the state has the lease with this node, whatever the sentinel
+	Epoch     fsm.Epoch // of our lease
+	Last      fsm.Grant // the group's newest grant
+	HasLast   bool
+	Upstream  bool // there is a primary other than us that may be followed
+	Clonable  bool // and it is open, so that it may be cloned or rewound from
+	Relation  Relation
+	Fork      fsm.LSN // where the primary's history left ours, when Relation is not Follows
+	WantSlots bool
+}
+
+func facts(v View) Facts {
+	f := Facts{View: v}
+	f.Node, f.Member = v.State.Nodes[v.Self]
+	_, f.Removed = v.State.Removed[v.Self]
+	f.Group = v.State.Groups[f.Node.Group]
+	f.Settings = v.State.Cluster.Settings
+	f.Running = v.Sentinel.Postmaster != 0
+	f.Primary = f.Running && v.Sentinel.Primary
+	l := f.Group.Lease
+	f.HoldsAny = f.Member && l.Holder == v.Self
+	f.Mine = f.HoldsAny && l.Instance == v.Instance && !l.Revoked
+	f.Epoch = l.Epoch
+	f.Last, f.HasLast = f.Group.LastGrant()
+	f.Upstream = f.Member && f.Group.Held() && !f.HoldsAny && f.HasLast && f.Last.Epoch == l.Epoch &&
+		f.Last.Timeline != 0 && !l.Epoch.Less(v.Local.Promise)
+	f.Clonable = f.Upstream && f.Group.Opened()
+	if f.Upstream {
+		f.Relation, f.Fork = Relate(f.Group, f.PG.Timeline, f.PG.LSN, v.Local.Lineage[f.PG.Timeline])
+	}
+	return f
+}
+
+// Relation says how a node's data relates to the group's primary.
+type Relation string
+
+// How data can relate.
+const (
+	Follows  Relation = "follows"  // it is a prefix: stream
+	Diverged Relation = "diverged" // it has something the primary lacks: rewind
+	Foreign  Relation = "foreign"  // its last timeline is not the recorded one of that number: clone, never rewind
+)
+
+// Relate compares a position with the history of the group's newest grant. lineage is the epoch that made the node's timeline,
+// by its own record. fork is where the primary's history left that timeline.
+func Relate(g fsm.Group, tl fsm.Timeline, lsn fsm.LSN, lineage fsm.Epoch) (Relation, fsm.LSN) {
+	last, ok := g.LastGrant()
+	switch {
+	case !ok || last.Timeline == 0:
+		return Foreign, 0
+	case tl == last.Timeline && lineage == last.Epoch:
+		return Follows, lsn
+	case !lineageTrue(g, tl, lineage):
+		return Foreign, 0
+	}
+	cur := last
+	for cur.Parent != 0 {
+		if cur.Parent == tl {
+			if lsn <= cur.Fork {
+				return Follows, cur.Fork
+			}
+			return Diverged, cur.Fork
+		}
+		parent, found := olderGrantOf(g, cur.Parent, cur.Epoch)
+		if !found || parent.Timeline == parent.Parent {
+			break
+		}
+		cur = parent
+	}
+	return Diverged, 0
+}
+
+// olderGrantOf finds the newest grant for a timeline before an epoch.
+func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bool) {
+	for i := len(g.Grants) - 1; i >= 0; i-- {
+		if gr := g.Grants[i]; gr.Timeline == tl && gr.Epoch.Less(before) {
+			return gr, true
+		}
+	}
+	return fsm.Grant{}, false
+}
+
+// wantPrimaryConf is what a holder's PostgreSQL must be set to, at every stage from before its promotion on.
+func (f Facts) wantPrimaryConf() Conf {
+	c := Conf{Phase: Closed, Sync: f.Group.Sync.Target(), Epoch: f.Epoch}
+	switch {
+	case f.Group.Opened():
+		c.Phase = Open
+	case f.Last.Epoch == f.Epoch && f.Last.Timeline != 0:
+		c.Phase = Members
+	}
+	return c
+}
+
+// wantStandbyConf is what a follower must be set to. Clients enter once it has streamed: a former primary may have shown
+// them what was never acknowledged.
+func (f Facts) wantStandbyConf() Conf {
+	c := Conf{Phase: f.Conf.Phase, Epoch: f.Epoch, Upstream: f.Group.Lease.Holder}
+	if f.PG.Streaming && f.Conf.Upstream == c.Upstream && f.Conf.Epoch == c.Epoch {
+		c.Phase = Open
+	}
+	return c
+}
+
+// syncChange says which pair the primary should ask for next, if any: first who is missing leaves, then who streams enters.
+func (f Facts) syncChange() (fsm.Pair, string, bool) {
+	target := f.Group.Sync.Target()
+	streams := map[fsm.NodeID]Sender{}
+	for _, s := range f.PG.Senders {
+		streams[s.Node] = s
+	}
+	for _, id := range target.S {
+		s, seen := streams[id]
+		_, member := f.State.Nodes[id]
+		switch {
+		case f.Group.Mode == fsm.Off || !member:
+			return without(target, id), fmt.Sprintf("%s leaves the synchronous set", f.State.Name(id)), true
+		case f.State.Nodes[id].Tags.NoSync:
+			return without(target, id), fmt.Sprintf("%s leaves the synchronous set: tagged nosync", f.State.Name(id)), true
+		case seen && !s.Streaming && s.Missing >= f.Settings.DegradeAfter:
+			return without(target, id), fmt.Sprintf("%s leaves the synchronous set: missing for %s", f.State.Name(id), s.Missing.Round(100*time.Millisecond)), true
+		}
+	}
+	if f.Group.Mode == fsm.Off || f.Group.Sync.Joint() || !f.Group.Opened() {
+		return fsm.Pair{}, "", false
+	}
+	for _, s := range f.PG.Senders {
+		n, member := f.State.Nodes[s.Node]
+		if member && s.Streaming && !target.Has(s.Node) && !n.Tags.NoSync && s.Lag <= maxSyncLag {
+			return fsm.NewPair(1, append([]fsm.NodeID{s.Node}, target.S...)...), fmt.Sprintf("%s joins the synchronous set: streams, %d bytes behind", n.Name, s.Lag), true
+		}
+	}
+	return fsm.Pair{}, "", false
+}
+
+// maxSyncLag keeps a standby out of the synchronous set, where commits would wait for it, until it has nearly caught up.
+const maxSyncLag = 16 << 20
+
+func without(p fsm.Pair, id fsm.NodeID) fsm.Pair {
+	var rest []fsm.NodeID
+	for _, x := range p.S {
+		if x != id {
+			rest = append(rest, x)
+		}
+	}
+	return fsm.NewPair(min(p.K, len(rest)), rest...)
+}

@@ -1,0 +1,310 @@
+package decide
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"matriarch/fsm"
+)
+
+// GroupView holds everything the conductor's decision about one group may depend on.
+type GroupView struct {
+	State     *fsm.State
+	Group     fsm.Group
+	Heard     map[fsm.NodeID]time.Duration // since a node's last keepalive, counted from the leader's Ready at the earliest
+	Recruits  []Recruit                    // answers for the next epoch
+	Refusals  map[fsm.NodeID]string        // why others could not be recruited yet
+	Asking    time.Duration                // since recruiting for this epoch began; 0: not begun
+	Enough    time.Duration                // since the recruits have sufficed; 0: they do not
+	Reference fsm.LSN                      // newest position the last holder reported
+}
+
+// ClusterPlan is the outcome for one group.
+type ClusterPlan struct {
+	Rule   string
+	Name   string
+	Reason string
+	Action ClusterAction // nil: nothing to do
+}
+
+// ClusterAction is one step of the conductor; the set is closed.
+type ClusterAction interface{ clusterAction() }
+
+type (
+	// ClaimGroup lets a node create the group's first data directory.
+	ClaimGroup struct{ Node fsm.NodeID }
+	// RevokeLease ends the renewals of a lease.
+	RevokeLease struct {
+		Epoch  fsm.Epoch
+		Reason string
+	}
+	// RecruitAll asks every member for its promise and position.
+	RecruitAll struct{}
+	// GrantLease gives the lease away.
+	GrantLease struct {
+		To   Recruit
+		Pair fsm.Pair
+	}
+	// DropOperation gives planned work up.
+	DropOperation struct{ ID, Reason string }
+)
+
+func (ClaimGroup) clusterAction()    {}
+func (RevokeLease) clusterAction()   {}
+func (RecruitAll) clusterAction()    {}
+func (GrantLease) clusterAction()    {}
+func (DropOperation) clusterAction() {}
+
+const (
+	// AliveWithin is how recently a node must have sent a keepalive to be waited for.
+	AliveWithin = 2 * time.Second
+	// RecruitGrace is how long a sufficient set waits for further answers, so that the best candidate may win and more
+	// standbys may follow at once.
+	RecruitGrace = 100 * time.Millisecond
+	// reclaimAfter is how long a silent node keeps the right to create the first data directory.
+	reclaimAfter = time.Minute
+)
+
+// GroupFacts are derived once from a GroupView.
+type GroupFacts struct {
+	GroupView
+	Members    []fsm.Node
+	Suffices   bool
+	Lacking    string
+	Ranked     []Recruit
+	Pending    []fsm.NodeID // alive, not answered, not refused
+	HolderBack bool         // the last holder is among the recruits
+}
+
+func groupFacts(v GroupView) GroupFacts {
+	f := GroupFacts{GroupView: v, Members: v.State.Members(v.Group.ID)}
+	var ids, got []fsm.NodeID
+	for _, n := range f.Members {
+		ids = append(ids, n.ID)
+	}
+	for _, r := range v.Recruits {
+		got = append(got, r.Node)
+		f.HolderBack = f.HolderBack || r.Node == v.Group.LastHolder
+	}
+	f.Suffices, f.Lacking = Sufficient(v.Group, ids, got)
+	if v.Group.Mode == fsm.Off && !f.Suffices && !v.Group.Sync.Unknown && v.Group.Sync.Target().K == 0 {
+		f.Suffices, f.Lacking = f.asyncSufficient()
+	}
+	if op := v.Group.Op; op != nil && op.Trust && slices.Contains(got, op.To) {
+		f.Suffices, f.Lacking = true, ""
+	}
+	f.Ranked = Candidates(v.State, v.Group, v.Recruits)
+	for _, n := range f.Members {
+		if ago, heard := v.Heard[n.ID]; heard && ago < AliveWithin && !slices.Contains(got, n.ID) && v.Refusals[n.ID] == "" {
+			f.Pending = append(f.Pending, n.ID)
+		}
+	}
+	return f
+}
+
+// asyncSufficient: an asynchronous group may elect a standby that misses at most so many bytes of what was last reported,
+// once the former primary had its chance to come back.
+func (f GroupFacts) asyncSufficient() (bool, string) {
+	ago, heard := f.Heard[f.Group.LastHolder]
+	if heard && ago < AliveWithin && f.Asking < f.State.Cluster.Settings.RestartWait {
+		return false, fmt.Sprintf("asynchronous group: giving %s %s to come back", f.State.Name(f.Group.LastHolder), (f.State.Cluster.Settings.RestartWait - f.Asking).Round(time.Second))
+	}
+	ranked := Candidates(f.State, f.Group, f.Recruits)
+	if len(ranked) == 0 {
+		return false, "no candidate has answered"
+	}
+	if lag := int64(f.Reference) - int64(ranked[0].LSN); lag > f.State.Cluster.Settings.MaximumLag {
+		return false, fmt.Sprintf("asynchronous group: %s is %d bytes behind the last position known of %s, more than maximum_lag %d", f.State.Name(ranked[0].Node), lag, f.State.Name(f.Group.LastHolder), f.State.Cluster.Settings.MaximumLag)
+	}
+	return true, ""
+}
+
+// ClusterRule is one row of the table.
+type ClusterRule struct {
+	ID   string
+	Name string
+	Why  string
+	When func(GroupFacts) bool
+	Then func(GroupFacts) (ClusterAction, string)
+}
+
+// Cluster decides what the conductor does about one group: the first rule that holds.
+func Cluster(v GroupView) ClusterPlan {
+	f := groupFacts(v)
+	for _, r := range ClusterRules {
+		if r.When(f) {
+			a, reason := r.Then(f)
+			return ClusterPlan{Rule: r.ID, Name: r.Name, Reason: reason, Action: a}
+		}
+	}
+	return ClusterPlan{Rule: "C999", Name: "nothing holds", Reason: "no rule matched"}
+}
+
+// ClusterRules is ordered.
+var ClusterRules = []ClusterRule{
+	{
+		"C100", "let a node begin the group", "one node, and only one, creates the first data directory",
+		func(f GroupFacts) bool {
+			return f.Group.SystemID == "" && f.beginner() != "" && f.beginner() != f.Group.ClaimedBy
+		},
+		func(f GroupFacts) (ClusterAction, string) {
+			return ClaimGroup{f.beginner()}, fmt.Sprintf("%s may create the data directory of group %d", f.State.Name(f.beginner()), f.Group.ID)
+		},
+	},
+	{
+		"C110", "waiting for the first data directory", "",
+		func(f GroupFacts) bool { return f.Group.SystemID == "" },
+		func(f GroupFacts) (ClusterAction, string) {
+			return nil, fmt.Sprintf("group %d is being initialised by %s", f.Group.ID, orElse(f.State.Name(f.Group.ClaimedBy), "nobody yet"))
+		},
+	},
+	{
+		"C200", "revoke for a failover asked for", "renewals end; the holder stops and gives the lease back, or it expires",
+		func(f GroupFacts) bool { return f.Group.Held() && f.Group.Op != nil && !f.Group.Lease.Revoked },
+		func(f GroupFacts) (ClusterAction, string) {
+			why := fmt.Sprintf("%s to %s asked for by %s", f.Group.Op.Kind, f.State.Name(f.Group.Op.To), f.Group.Op.By)
+			return RevokeLease{f.Group.Lease.Epoch, why}, why
+		},
+	},
+	{
+		"C210", "revoked, not free yet", "",
+		func(f GroupFacts) bool { return f.Group.Held() && f.Group.Lease.Revoked },
+		func(f GroupFacts) (ClusterAction, string) {
+			return nil, fmt.Sprintf("epoch %s of %s is revoked: waiting until it is given back or expires", f.Group.Epoch, f.State.Name(f.Group.Lease.Holder))
+		},
+	},
+	{
+		"C220", "held", "",
+		func(f GroupFacts) bool { return f.Group.Held() },
+		func(f GroupFacts) (ClusterAction, string) {
+			return nil, fmt.Sprintf("%s holds epoch %s, last heard %s ago", f.State.Name(f.Group.Lease.Holder), f.Group.Epoch, round(f.Heard[f.Group.Lease.Holder]))
+		},
+	},
+	{
+		"C230", "paused", "no automatic change of primary",
+		func(f GroupFacts) bool { return f.Group.Paused && f.Group.Op == nil },
+		func(f GroupFacts) (ClusterAction, string) {
+			return nil, fmt.Sprintf("group %d is paused and has no primary: resume it, or fail over by hand", f.Group.ID)
+		},
+	},
+	{
+		"C300", "recruit", "members promise to follow no older epoch, and say where they stand",
+		func(f GroupFacts) bool { return f.Asking == 0 },
+		func(f GroupFacts) (ClusterAction, string) {
+			return RecruitAll{}, fmt.Sprintf("the lease of group %d is free since epoch %s: recruiting %d members", f.Group.ID, f.Group.Epoch, len(f.Members))
+		},
+	},
+	{
+		"C310", "not enough to be sure of every acknowledged commit", "a set that lacks one could elect it away",
+		func(f GroupFacts) bool { return !f.Suffices },
+		func(f GroupFacts) (ClusterAction, string) {
+			return RecruitAll{}, fmt.Sprintf("%d of %d members recruited after %s: %s%s", len(f.Recruits), len(f.Members), round(f.Asking), f.Lacking, f.refusalText())
+		},
+	},
+	{
+		"C320", "short grace for further answers", "",
+		func(f GroupFacts) bool { return len(f.Pending) > 0 && f.Enough < RecruitGrace },
+		func(f GroupFacts) (ClusterAction, string) {
+			return nil, fmt.Sprintf("%d recruited suffice; waiting %s for %d more", len(f.Recruits), RecruitGrace, len(f.Pending))
+		},
+	},
+	{
+		"C330", "the candidate asked for cannot be", "",
+		func(f GroupFacts) bool {
+			return f.opCandidate() != "" && f.chosen() == nil && len(f.Ranked) > 0 && f.Asking > AliveWithin
+		},
+		func(f GroupFacts) (ClusterAction, string) {
+			why := fmt.Sprintf("%s does not have everything that %s has%s", f.State.Name(f.opCandidate()), f.State.Name(f.Ranked[0].Node), f.refusalText())
+			return DropOperation{f.Group.Op.ID, why}, why
+		},
+	},
+	{
+		"C340", "no candidate", "",
+		func(f GroupFacts) bool { return f.chosen() == nil },
+		func(f GroupFacts) (ClusterAction, string) {
+			return RecruitAll{}, fmt.Sprintf("%d members recruited, none may become primary (nofailover, or a timeline that is not the recorded one)%s", len(f.Recruits), f.refusalText())
+		},
+	},
+	{
+		"C400", "grant", "the recruits suffice and the best of them wins",
+		func(GroupFacts) bool { return true },
+		func(f GroupFacts) (ClusterAction, string) {
+			w := *f.chosen()
+			p := PairFor(f.Group.Mode, f.followers(w))
+			return GrantLease{w, p}, fmt.Sprintf("%s stands at %s on timeline %d, best of %d recruited; %d of %d will confirm", f.State.Name(w.Node), w.LSN, w.Timeline, len(f.Recruits), p.K, len(p.S))
+		},
+	},
+}
+
+// beginner is the node that should create the group: the one with the right, unless it is silent; then the oldest alive.
+func (f GroupFacts) beginner() fsm.NodeID {
+	if _, member := f.State.Nodes[f.Group.ClaimedBy]; member && f.Heard[f.Group.ClaimedBy] < reclaimAfter {
+		return f.Group.ClaimedBy
+	}
+	for _, n := range f.Members {
+		if ago, heard := f.Heard[n.ID]; heard && ago < AliveWithin && n.Postgres != "" {
+			return n.ID
+		}
+	}
+	return ""
+}
+
+func (f GroupFacts) opCandidate() fsm.NodeID {
+	if f.Group.Op == nil {
+		return ""
+	}
+	return f.Group.Op.To
+}
+
+// chosen is the winner: the candidate an operator named if it has all that the best has (or is named to be trusted), else
+// the best.
+func (f GroupFacts) chosen() *Recruit {
+	to := f.opCandidate()
+	if f.Group.Op != nil && f.Group.Op.Trust {
+		for _, r := range f.Recruits {
+			if r.Node == to {
+				return &r
+			}
+		}
+		return nil
+	}
+	if len(f.Ranked) == 0 {
+		return nil
+	}
+	best := f.Ranked[0]
+	if to == "" {
+		return &best
+	}
+	for _, r := range f.Ranked {
+		if r.Node == to && r.Lineage == best.Lineage && r.LSN >= best.LSN {
+			return &r
+		}
+	}
+	return nil
+}
+
+// followers are the recruits that can follow the winner without a rewind, and may confirm commits.
+func (f GroupFacts) followers(w Recruit) []fsm.NodeID {
+	var out []fsm.NodeID
+	for _, r := range f.Recruits {
+		if r.Node != w.Node && r.Lineage == w.Lineage && r.LSN <= w.LSN && !f.State.Nodes[r.Node].Tags.NoSync {
+			out = append(out, r.Node)
+		}
+	}
+	return out
+}
+
+func (f GroupFacts) refusalText() string {
+	var parts []string
+	for _, n := range f.Members {
+		if why := f.Refusals[n.ID]; why != "" {
+			parts = append(parts, n.Name+": "+why)
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
+}
