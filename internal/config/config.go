@@ -1,0 +1,141 @@
+package config
+
+import (
+	"net"
+	"path/filepath"
+)
+
+// Config is a node's configuration. The tags are its description: `help` is the meaning of a key, `derived` says what an empty value
+// becomes in Complete, `values` lists all that are allowed.
+type Config struct {
+	Node       Node       `yaml:"node"`
+	Listen     string     `yaml:"listen" help:"Address and port for the other nodes: Raft, RPC, gossip and joining share it, all in mutual TLS."`
+	Advertise  string     `yaml:"advertise,omitempty" derived:"listen; required if that is every address" help:"Address and port under which the other nodes reach listen."`
+	API        API        `yaml:"api"`
+	StateDir   string     `yaml:"state_dir" help:"Directory for everything of Matriarch's on this host; its subdirectory secrets holds the keys and passwords, mode 0600."`
+	RaftDir    string     `yaml:"raft_dir,omitempty" derived:"<state_dir>/raft" help:"Directory of the replicated log. Best not on the disk of data_dir: a lease is only as steady as this fsync."`
+	PostgreSQL PostgreSQL `yaml:"postgresql"`
+	Citus      Citus      `yaml:"citus"`
+	Log        Log        `yaml:"log"`
+	Sentinel   Sentinel   `yaml:"sentinel,omitempty"`
+	Peers      []string   `yaml:"peers,omitempty" help:"Addresses of known nodes, written by join. For information and first contact only; the replicated state is what counts."`
+}
+
+// Node says who this node is.
+type Node struct {
+	ID    string `yaml:"id" help:"UUID of this node, drawn by bootstrap or join. Never changed, never copied to another host."`
+	Name  string `yaml:"name" help:"Name people use for this node: 1 to 40 of a-z, 0-9 and hyphen; unique in the cluster."`
+	Group int    `yaml:"group" help:"Group this node's PostgreSQL belongs to: 0 is the coordinator, 1, 2, 3 ... are workers."`
+	Zone  string `yaml:"zone,omitempty" help:"Failure zone (rack, data centre): voters are spread over zones."`
+	Tags  Tags   `yaml:"tags"`
+}
+
+// Tags steer what this node is chosen for. User holds all further tags, which mean nothing to Matriarch.
+type Tags struct {
+	NoFailover       bool              `yaml:"nofailover" help:"Never make this node a primary."`
+	NoSync           bool              `yaml:"nosync" help:"Never count this node among those that acknowledge commits."`
+	NoLoadBalance    bool              `yaml:"noloadbalance" help:"Answer 503 to GET /replica, so that load balancers send no reads here."`
+	CloneFrom        bool              `yaml:"clonefrom" help:"Prefer this standby as the source of new nodes' clones, to spare the primary."`
+	FailoverPriority int               `yaml:"failover_priority" help:"Among equally good candidates the greatest becomes primary; 0 means never (0 to 1000)."`
+	User             map[string]string `yaml:",inline" help:"Any further tag of your own; shown by list and the API."`
+}
+
+// API is the HTTP interface for people, load balancers and monitoring.
+type API struct {
+	Listen    string `yaml:"listen" help:"Address and port of the HTTP API and the health checks."`
+	Advertise string `yaml:"advertise,omitempty" derived:"host of advertise, port of api.listen" help:"Address and port under which others reach the API."`
+}
+
+// PostgreSQL describes the one server of this node.
+type PostgreSQL struct {
+	BinDir          string            `yaml:"bin_dir,omitempty" derived:"found: the newest of 14 to 18" help:"Directory of postgres, initdb and the other programs; all of them are taken from here."`
+	DataDir         string            `yaml:"data_dir,omitempty" derived:"<state_dir>/pgdata" help:"PostgreSQL's data directory. Nothing of Matriarch's is kept inside."`
+	Listen          string            `yaml:"listen" help:"Address and port of PostgreSQL."`
+	Advertise       string            `yaml:"advertise,omitempty" derived:"host of advertise, port of postgresql.listen" help:"Address and port under which clients, standbys and Citus reach PostgreSQL."`
+	User            string            `yaml:"user,omitempty" derived:"postgres when run as root, else the current user" help:"Operating system user that PostgreSQL runs as."`
+	SocketDir       string            `yaml:"socket_dir,omitempty" derived:"<state_dir>/run" help:"Directory of PostgreSQL's Unix socket (at most 92 bytes). /run/postgresql is where Debian's psql looks."`
+	Superuser       string            `yaml:"superuser" help:"Database superuser that Matriarch and Citus log in as."`
+	ReplicationUser string            `yaml:"replication_user" help:"Database user that standbys stream as."`
+	Parameters      map[string]string `yaml:"parameters,omitempty" help:"Settings for postgresql.conf. Those that Matriarch manages are refused."`
+	HBA             []string          `yaml:"hba,omitempty" derived:"scram-sha-256 from everywhere" help:"Lines of pg_hba.conf for clients, after those that Matriarch needs."`
+	LogFile         string            `yaml:"log_file,omitempty" derived:"<state_dir>/postgresql.log" help:"File for what the server prints."`
+}
+
+// Citus switches the extension.
+type Citus struct {
+	Enabled bool `yaml:"enabled" help:"Load the Citus extension and keep its metadata right. The same on all nodes."`
+}
+
+// Log describes the program's own log, on standard error.
+type Log struct {
+	Level  string `yaml:"level" values:"debug info warn error" help:"Least severe level that is logged."`
+	Format string `yaml:"format" values:"auto json text" help:"auto: text on a terminal, else JSON."`
+}
+
+// Sentinel is the small process that is PostgreSQL's parent.
+type Sentinel struct {
+	Socket string `yaml:"socket,omitempty" derived:"<state_dir>/sentinel.sock" help:"Unix socket between agent and sentinel (at most 107 bytes)."`
+}
+
+// Default is what an empty file says; derived values are still empty, see Complete.
+func Default() Config {
+	return Config{
+		Node:     Node{Tags: Tags{FailoverPriority: 1}},
+		Listen:   "0.0.0.0:7400",
+		API:      API{Listen: "0.0.0.0:8008"},
+		StateDir: "/var/lib/matriarch",
+		PostgreSQL: PostgreSQL{
+			Listen:          "0.0.0.0:5432",
+			Superuser:       "postgres",
+			ReplicationUser: "matriarch_replication",
+		},
+		Citus: Citus{Enabled: true},
+		Log:   Log{Level: "info", Format: "auto"},
+	}
+}
+
+// Complete returns c with every empty value filled in that follows from others; nothing follows from a value that is itself wrong.
+// bin_dir, user and hba stay empty: they follow from the machine or belong to the server's own rules.
+func (c Config) Complete() Config {
+	fill := func(value *string, derived string) {
+		if *value == "" {
+			*value = derived
+		}
+	}
+	if !everyAddress(c.Listen) {
+		fill(&c.Advertise, c.Listen)
+	}
+	fill(&c.API.Advertise, joinHostPort(c.Advertise, c.API.Listen))
+	fill(&c.PostgreSQL.Advertise, joinHostPort(c.Advertise, c.PostgreSQL.Listen))
+	if goodPath(c.StateDir) {
+		fill(&c.RaftDir, filepath.Join(c.StateDir, "raft"))
+		fill(&c.PostgreSQL.DataDir, filepath.Join(c.StateDir, "pgdata"))
+		fill(&c.PostgreSQL.SocketDir, filepath.Join(c.StateDir, "run"))
+		fill(&c.PostgreSQL.LogFile, filepath.Join(c.StateDir, "postgresql.log"))
+		fill(&c.Sentinel.Socket, filepath.Join(c.StateDir, "sentinel.sock"))
+	}
+	return c
+}
+
+// SecretsDir is the directory, mode 0700, of the node's key and certificate, the CA and the generated passwords, each in a file of mode 0600.
+func (c Config) SecretsDir() string { return filepath.Join(c.StateDir, "secrets") }
+
+// joinHostPort takes the host of one address and the port of another; "" unless both can be had.
+func joinHostPort(hostOf, portOf string) string {
+	host, _, err1 := net.SplitHostPort(hostOf)
+	_, port, err2 := net.SplitHostPort(portOf)
+	if err1 != nil || err2 != nil || !validHost(host) || !validPort(port) {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// everyAddress reports whether a listen address stands for all of the host's addresses, so that others cannot dial it.
+func everyAddress(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return host == "" || (ip != nil && ip.IsUnspecified())
+}
