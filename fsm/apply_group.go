@@ -245,6 +245,8 @@ func (e entry) operationPut(c OperationPut) Result {
 		return refuse("group %d is not known", c.Group)
 	case c.Operation.To != "" && (!member || n.Group != c.Group):
 		return refuse("%s is not a member of group %d", e.Name(c.Operation.To), c.Group)
+	case c.Operation.Trust && (!g.Sync.Unknown || c.Operation.To == ""):
+		return refuse("group %d: a data directory to trust is named only after the control plane was rebuilt, together with the node", c.Group)
 	case g.Op != nil && g.Op.ID != c.Operation.ID:
 		return refuse("group %d: a %s asked for by %s is under way", c.Group, g.Op.Kind, g.Op.By)
 	case g.Held() && g.Lease.Holder == c.Operation.To:

@@ -135,11 +135,11 @@ func (f Facts) syncChange() (fsm.Pair, string, bool) {
 		_, member := f.State.Nodes[id]
 		switch {
 		case f.Group.Mode == fsm.Off || !member:
-			return without(target, id), fmt.Sprintf("%s leaves the synchronous set", f.State.Name(id)), true
+			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set", f.State.Name(id)), true
 		case f.State.Nodes[id].Tags.NoSync:
-			return without(target, id), fmt.Sprintf("%s leaves the synchronous set: tagged nosync", f.State.Name(id)), true
+			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set: tagged nosync", f.State.Name(id)), true
 		case seen && !s.Streaming && s.Missing >= f.Settings.DegradeAfter:
-			return without(target, id), fmt.Sprintf("%s leaves the synchronous set: missing for %s", f.State.Name(id), s.Missing.Round(100*time.Millisecond)), true
+			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set: missing for %s", f.State.Name(id), s.Missing.Round(100*time.Millisecond)), true
 		}
 	}
 	if f.Group.Mode == fsm.Off || f.Group.Sync.Joint() || !f.Group.Opened() {
@@ -157,7 +157,7 @@ func (f Facts) syncChange() (fsm.Pair, string, bool) {
 // maxSyncLag keeps a standby out of the synchronous set, where commits would wait for it, until it has nearly caught up.
 const maxSyncLag = 16 << 20
 
-func without(p fsm.Pair, id fsm.NodeID) fsm.Pair {
+func pairWithout(p fsm.Pair, id fsm.NodeID) fsm.Pair {
 	var rest []fsm.NodeID
 	for _, x := range p.S {
 		if x != id {

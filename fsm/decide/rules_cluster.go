@@ -273,16 +273,31 @@ func (f GroupFacts) chosen() *Recruit {
 	if len(f.Ranked) == 0 {
 		return nil
 	}
-	best := f.Ranked[0]
 	if to == "" {
-		return &best
+		return &f.Ranked[0]
 	}
 	for _, r := range f.Ranked {
-		if r.Node == to && r.Lineage == best.Lineage && r.LSN >= best.LSN {
+		if r.Node == to && f.safe(r) {
 			return &r
 		}
 	}
 	return nil
+}
+
+// safe reports whether the recruits that c is not behind suffice by themselves: then c has every acknowledged commit, though
+// others may have more that never was.
+func (f GroupFacts) safe(c Recruit) bool {
+	var ids, behind []fsm.NodeID
+	for _, n := range f.Members {
+		ids = append(ids, n.ID)
+	}
+	for _, r := range f.Recruits {
+		if r.Node == c.Node || r.Lineage.Less(c.Lineage) || (r.Lineage == c.Lineage && r.LSN <= c.LSN) {
+			behind = append(behind, r.Node)
+		}
+	}
+	ok, _ := Sufficient(f.Group, ids, behind)
+	return ok || f.Group.Mode == fsm.Off
 }
 
 // followers are the recruits that can follow the winner without a rewind, and may confirm commits.

@@ -222,6 +222,11 @@ var NodeRules = []NodeRule{
 		func(Facts) (Action, string) { return Slots{}, "the members' replication slots need work" },
 	},
 	{
+		"R245", "roles and databases", "every group has the same",
+		func(f Facts) bool { return f.Primary && f.Equipped != f.Epoch },
+		func(f Facts) (Action, string) { return Equip{f.Epoch}, "looking after roles and databases" },
+	},
+	{
 		"R250", "primary", "",
 		func(f Facts) bool { return f.Primary },
 		func(f Facts) (Action, string) {

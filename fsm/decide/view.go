@@ -146,6 +146,8 @@ type (
 	}
 	// Slots creates the members' slots and drops those of strangers.
 	Slots struct{}
+	// Equip makes the roles and databases that every group has.
+	Equip struct{ Epoch fsm.Epoch }
 	// ProposeSync asks for another synchronous pair.
 	ProposeSync struct {
 		Epoch  fsm.Epoch
@@ -170,4 +172,5 @@ func (Promote) action()     {}
 func (Record) action()      {}
 func (Confirm) action()     {}
 func (Slots) action()       {}
+func (Equip) action()       {}
 func (ProposeSync) action() {}

@@ -1,0 +1,302 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+)
+
+// job is the one action under way.
+type job struct {
+	name   string
+	cancel context.CancelFunc
+	force  force
+}
+
+// force orders actions: one of greater force cancels the one under way.
+type force int
+
+const (
+	quick   force = iota // anything but safety
+	fencing              // through the sentinel
+	killing              // without it
+)
+
+type jobDone struct {
+	name string
+	err  error
+}
+
+// Times an action may take before it is given up and looked at again. A clone or rewind has none: it shows progress.
+const (
+	quickTimeout   = 10 * time.Second
+	barrierTimeout = time.Second
+	promoteTimeout = time.Minute
+	initTimeout    = 5 * time.Minute
+	longTimeout    = 24 * time.Hour
+	maxBackoff     = 10 * time.Second
+)
+
+// errNotYet is no failure: the same action will be decided again.
+var errNotYet = errors.New("not yet")
+
+// act starts the plan's action as the job. A safety action cancels the job under way first.
+func (a *Agent) act(ctx context.Context, v decide.View, p decide.Plan) {
+	if p.Action == nil {
+		return
+	}
+	name, f, timeout, run := a.hands(v, p.Action)
+	if a.job != nil {
+		if f <= a.job.force {
+			return
+		}
+		a.job.cancel()
+		a.finish(<-a.jobs)
+	}
+	a.start(ctx, name, f, timeout, run)
+}
+
+func (a *Agent) start(ctx context.Context, name string, f force, timeout time.Duration, run func(context.Context) error) {
+	jctx, cancel := context.WithTimeout(ctx, timeout)
+	a.job = &job{name: name, cancel: cancel, force: f}
+	go func() {
+		err := run(jctx)
+		if err != nil && jctx.Err() != nil && ctx.Err() == nil && errors.Is(jctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("%s took longer than %s: %w", name, timeout, err)
+		}
+		cancel()
+		a.jobs <- jobDone{name, err}
+	}()
+}
+
+// finish takes a job's outcome: failures back off, growing to ten seconds.
+func (a *Agent) finish(d jobDone) {
+	a.job = nil
+	switch {
+	case d.err == nil:
+		a.failures, a.failed, a.backoff = 0, "", time.Time{}
+	case errors.Is(d.err, errNotYet) || errors.Is(d.err, context.Canceled):
+	default:
+		a.failures++
+		a.failed = fmt.Sprintf("%s: %v", d.name, d.err)
+		a.backoff = time.Now().Add(min(100*time.Millisecond<<min(a.failures, 10), maxBackoff))
+		a.cfg.Log.Error("action ended with an error", "action", d.name, "error", d.err, "again_in", time.Until(a.backoff).String())
+	}
+	nudge(a.wake)
+}
+
+// hands maps an action to what is done. Everything that can hurt checks its epoch again.
+func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force, timeout time.Duration, run func(context.Context) error) {
+	pg, sen := a.cfg.Postgres, a.cfg.Sentinel
+	r := a.roster(v.State)
+	switch x := action.(type) {
+	case decide.Fence:
+		return "stopping PostgreSQL at once", fencing, quickTimeout, func(ctx context.Context) error { return a.stopped(ctx, true) }
+	case decide.KillAll:
+		return "killing PostgreSQL", killing, quickTimeout, a.killAll
+	case decide.StopPG:
+		return "stopping PostgreSQL", fencing, promoteTimeout, func(ctx context.Context) error { return a.stopped(ctx, false) }
+	case decide.Release:
+		return "giving the lease back", quick, quickTimeout, func(ctx context.Context) error {
+			return a.submit(ctx, fsm.Release{Group: r.Group.ID, Epoch: x.Epoch, Reason: v.Sentinel.Exit})
+		}
+	case decide.InitDB:
+		return "initdb", quick, initTimeout, pg.InitDB
+	case decide.Announce:
+		return "announcing", quick, quickTimeout, func(ctx context.Context) error { return a.announce(ctx, r) }
+	case decide.Clone:
+		return "creating replica", quick, longTimeout, func(ctx context.Context) error { return a.clone(ctx, v, x) }
+	case decide.Rewind:
+		return "rewinding", quick, longTimeout, func(ctx context.Context) error { return a.rewind(ctx, v, x) }
+	case decide.StartPG:
+		return "starting", quick, quickTimeout, func(ctx context.Context) error { return a.startPG(ctx, r) }
+	case decide.Adopt:
+		return "adopting", quick, quickTimeout, func(ctx context.Context) error { return a.adopt(ctx, r, x.Epoch) }
+	case decide.Configure:
+		return "configuring", quick, quickTimeout, func(ctx context.Context) error { return a.configure(ctx, r, x.Conf) }
+	case decide.Promote:
+		return "promoting", quick, promoteTimeout, func(ctx context.Context) error { return a.promote(ctx, r, x) }
+	case decide.Record:
+		return "recording", quick, quickTimeout, func(ctx context.Context) error { return a.record(ctx, r, x.Epoch) }
+	case decide.Confirm:
+		return "confirming", quick, quickTimeout, func(ctx context.Context) error { return a.confirm(ctx, r, x) }
+	case decide.Slots:
+		return "slots", quick, quickTimeout, func(ctx context.Context) error { return pg.Slots(ctx, r) }
+	case decide.Equip:
+		return "equipping", quick, promoteTimeout, func(ctx context.Context) error { return a.equip(ctx, r, x.Epoch) }
+	case decide.ProposeSync:
+		return "changing the synchronous set", quick, quickTimeout, func(ctx context.Context) error {
+			return a.submit(ctx, fsm.SyncPropose{Group: r.Group.ID, Epoch: x.Epoch, Pair: x.Pair, Reason: x.Reason})
+		}
+	}
+	return "nothing", quick, quickTimeout, func(context.Context) error { return fmt.Errorf("action %T has no hands", action) }
+}
+
+// submit proposes; a refusal is an error.
+func (a *Agent) submit(ctx context.Context, c fsm.Command) error {
+	res, err := a.cfg.Control.Submit(ctx, c)
+	if err != nil {
+		return fmt.Errorf("propose %s: %w", c.Kind(), err)
+	}
+	if !res.OK {
+		return fmt.Errorf("propose %s: refused: %s", c.Kind(), res.Reason)
+	}
+	return nil
+}
+
+// stopped stops PostgreSQL and returns when the sentinel has seen the last process go.
+func (a *Agent) stopped(ctx context.Context, immediate bool) error {
+	if err := a.cfg.Sentinel.Stop(ctx, immediate); err != nil {
+		return fmt.Errorf("stop PostgreSQL: %w", err)
+	}
+	a.ping(ctx)
+	return nil
+}
+
+func (a *Agent) killAll(ctx context.Context) error {
+	if err := a.cfg.Sentinel.Reset(ctx); err != nil {
+		return fmt.Errorf("kill PostgreSQL and start another sentinel: %w", err)
+	}
+	a.ping(ctx)
+	return nil
+}
+
+func (a *Agent) announce(ctx context.Context, r Roster) error {
+	id, tl, err := a.cfg.Postgres.Identify(ctx)
+	if err != nil {
+		return fmt.Errorf("identify the data directory: %w", err)
+	}
+	if err := a.cfg.Postgres.SetLineage(tl, fsm.Epoch{}); err != nil {
+		return fmt.Errorf("record the first timeline: %w", err)
+	}
+	return a.submit(ctx, fsm.Initialised{Group: r.Group.ID, Node: r.Self, SystemID: id, Timeline: tl})
+}
+
+func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error {
+	if v.Sentinel.Postmaster != 0 {
+		if err := a.stopped(ctx, false); err != nil {
+			return err
+		}
+	}
+	return a.cfg.Postgres.Clone(ctx, v.State.Nodes[x.From], x.Epoch)
+}
+
+func (a *Agent) rewind(ctx context.Context, v decide.View, x decide.Rewind) error {
+	if v.Sentinel.Postmaster != 0 {
+		if err := a.stopped(ctx, false); err != nil {
+			return err
+		}
+	}
+	return a.cfg.Postgres.Rewind(ctx, v.State.Nodes[x.From], x.Epoch, x.Fork)
+}
+
+// startPG starts a standby that follows nobody and lets nobody in: what it has may be unacknowledged.
+func (a *Agent) startPG(ctx context.Context, r Roster) error {
+	if err := a.cfg.Postgres.Prepare(ctx, r, decide.Conf{Phase: decide.Closed}); err != nil {
+		return fmt.Errorf("prepare the start: %w", err)
+	}
+	if err := a.cfg.Sentinel.Start(ctx); err != nil {
+		return fmt.Errorf("start PostgreSQL: %w", err)
+	}
+	a.ping(ctx)
+	return nil
+}
+
+func (a *Agent) adopt(ctx context.Context, r Roster, e fsm.Epoch) error {
+	if err := a.cfg.Sentinel.Adopt(ctx, e); err != nil {
+		return fmt.Errorf("adopt the running server: %w", err)
+	}
+	a.ping(ctx)
+	return a.cfg.Postgres.Configure(ctx, r, decide.Conf{Phase: decide.Members, Epoch: e})
+}
+
+// configure applies a configuration. Following an epoch is written down before the first byte of it can arrive.
+func (a *Agent) configure(ctx context.Context, r Roster, c decide.Conf) error {
+	if c.Upstream != "" {
+		local, err := a.cfg.Postgres.Local()
+		if err != nil {
+			return err
+		}
+		last, _ := r.Group.LastGrant()
+		if c.Epoch.Less(local.Promise) || last.Epoch != c.Epoch || last.Timeline == 0 {
+			return errNotYet
+		}
+		if err := a.cfg.Postgres.SetLineage(last.Timeline, c.Epoch); err != nil {
+			return fmt.Errorf("record the timeline followed: %w", err)
+		}
+	}
+	return a.cfg.Postgres.Configure(ctx, r, c)
+}
+
+// promote makes PostgreSQL writable. The sentinel checks the deadline once more, by itself.
+func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
+	if err := a.cfg.Postgres.Configure(ctx, r, x.Conf); err != nil {
+		return fmt.Errorf("configure before promotion: %w", err)
+	}
+	a.lease.mu.Lock()
+	e, until, ok := a.lease.h.Until()
+	a.lease.mu.Unlock()
+	if !ok || e != x.Epoch {
+		return errNotYet
+	}
+	if err := a.cfg.Sentinel.Deadline(ctx, e, until); err != nil {
+		return fmt.Errorf("hand over the deadline: %w", err)
+	}
+	if err := a.cfg.Sentinel.Promote(ctx, x.Epoch); err != nil {
+		return fmt.Errorf("promote under epoch %s: %w", x.Epoch, err)
+	}
+	if err := a.record(ctx, r, x.Epoch); err != nil {
+		return err
+	}
+	a.ping(ctx)
+	return nil
+}
+
+// record makes the slots, then tells the state which timeline the promotion made. Only then may anybody follow.
+func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch) error {
+	tl, parent, fork, err := a.cfg.Postgres.Promoted(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for the end of recovery: %w", err)
+	}
+	if err := a.cfg.Postgres.SetLineage(tl, e); err != nil {
+		return fmt.Errorf("record the new timeline: %w", err)
+	}
+	if err := a.cfg.Postgres.Slots(ctx, r); err != nil {
+		return fmt.Errorf("make the members' slots: %w", err)
+	}
+	return a.submit(ctx, fsm.Promoted{Group: r.Group.ID, Epoch: e, Timeline: tl, Parent: parent, Fork: fork})
+}
+
+// equip runs once per epoch; what is there already costs one look.
+func (a *Agent) equip(ctx context.Context, r Roster, e fsm.Epoch) error {
+	if err := a.cfg.Postgres.Equip(ctx, r); err != nil {
+		return fmt.Errorf("make roles and databases: %w", err)
+	}
+	a.equipped.Store(&e)
+	return nil
+}
+
+// confirm passes the barrier, makes the first synchronous commit of the epoch, and ends the joint phase.
+func (a *Agent) confirm(ctx context.Context, r Roster, x decide.Confirm) error {
+	if err := a.cfg.Postgres.Configure(ctx, r, x.Conf); err != nil {
+		return fmt.Errorf("set the synchronous standbys: %w", err)
+	}
+	bctx, cancel := context.WithTimeout(ctx, barrierTimeout)
+	defer cancel()
+	if err := a.cfg.Postgres.Barrier(bctx, r, x.Conf); err != nil {
+		if ctx.Err() == nil && bctx.Err() != nil {
+			return errNotYet
+		}
+		return fmt.Errorf("pass the barrier: %w", err)
+	}
+	if !r.Group.Opened() {
+		if err := a.cfg.Postgres.FirstCommit(ctx, x.Epoch); err != nil {
+			return fmt.Errorf("first synchronous commit: %w", err)
+		}
+	}
+	return a.submit(ctx, fsm.SyncConfirm{Group: r.Group.ID, Epoch: x.Epoch, Pair: x.Pair})
+}

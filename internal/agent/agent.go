@@ -1,0 +1,185 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"matriarch/consensus/lease"
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+)
+
+// ErrRemoved ends Run when the node was taken out of the cluster for good.
+var ErrRemoved = errors.New("this node was removed from the cluster for good; its data directory is untouched: to join again, empty the state folder and use a new token")
+
+// Config is what an agent is made of.
+type Config struct {
+	Self     fsm.NodeID
+	Control  Control
+	Postgres Postgres
+	Sentinel Sentinel
+	Clock    lease.Clock
+	Log      *slog.Logger
+	// Decided is told every decision whose rule differs from the one before.
+	Decided func(decide.Plan)
+}
+
+// Agent runs one node.
+type Agent struct {
+	cfg  Config
+	wake chan struct{}
+
+	lease    leaseBox
+	sentinel sentinelBox
+	poke     chan struct{} // a keepalive is wanted now
+
+	recruits chan recruitCall
+	jobs     chan jobDone
+	equipped atomic.Pointer[fsm.Epoch]
+
+	// Below: owned by the loop.
+	job       *job
+	after     []recruitCall // waiting for the job to end
+	obs       Observation
+	backoff   time.Time
+	failed    string
+	failures  int
+	missing   map[fsm.NodeID]time.Time // when a standby was last seen streaming
+	primaryAt time.Time
+	lastRule  string
+
+	view atomic.Pointer[Snapshot]
+}
+
+// Snapshot is what readers see of the loop: the newest decision and what it rested on.
+type Snapshot struct {
+	At     time.Time
+	View   decide.View
+	Plan   decide.Plan
+	Report fsm.Report
+	Past   []Decision // newest last
+}
+
+// Decision is one change of the deciding rule.
+type Decision struct {
+	At     time.Time `json:"at"`
+	Rule   string    `json:"rule"`
+	Name   string    `json:"name"`
+	Reason string    `json:"reason"`
+}
+
+const pastDecisions = 50
+
+// New makes an agent; Run starts it.
+func New(cfg Config) *Agent {
+	return &Agent{
+		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1),
+		recruits: make(chan recruitCall), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
+	}
+}
+
+// Changed tells the agent that the replicated state moved. It never blocks.
+func (a *Agent) Changed() {
+	nudge(a.wake)
+	nudge(a.poke)
+}
+
+func nudge(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Snapshot is the newest decision, nil before the first.
+func (a *Agent) Snapshot() *Snapshot { return a.view.Load() }
+
+// Run drives the node until ctx ends or the node is removed. PostgreSQL keeps running: the sentinel is its parent.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	if e, until, ok := a.cfg.Sentinel.Remembered(); ok {
+		a.lease.restore(a.cfg.Sentinel.Instance(), e, until)
+	}
+	wg.Go(func() { a.keepalives(ctx) })
+	wg.Go(func() { a.heartbeat(ctx) })
+	err := a.loop(ctx)
+	cancel()
+	if a.job != nil {
+		<-a.jobs
+	}
+	wg.Wait()
+	return err
+}
+
+// leaseBox guards the Holder: keepalives write it, the loop reads it.
+type leaseBox struct {
+	mu sync.Mutex
+	h  *lease.Holder
+	of string
+}
+
+func (b *leaseBox) restore(instance string, e fsm.Epoch, until lease.Stamp) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.h, b.of = lease.NewHolder(instance), instance
+	b.h.Restore(e, until)
+}
+
+func (b *leaseBox) answered(sent lease.Stamp, instance string, l fsm.Lease) (lease.Stamp, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.of != instance {
+		b.h, b.of = lease.NewHolder(instance), instance
+	}
+	moved := b.h.Answered(sent, l.Instance, l.Epoch, l.TTL)
+	_, until, _ := b.h.Until()
+	return until, moved
+}
+
+func (b *leaseBox) left(instance string, e fsm.Epoch, now lease.Stamp) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.h == nil || b.of != instance {
+		return 0
+	}
+	return b.h.Left(e, now)
+}
+
+// sentinelBox holds the last answer of the sentinel.
+type sentinelBox struct {
+	mu    sync.Mutex
+	last  decide.Sentinel
+	heard time.Time
+	ever  bool
+}
+
+func (b *sentinelBox) put(s decide.Sentinel, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil {
+		if errors.Is(err, ErrSentinelGone) {
+			b.last.Connected = false
+		}
+		return
+	}
+	s.Connected = true
+	b.last, b.heard, b.ever = s, time.Now(), true
+}
+
+// ErrSentinelGone is returned by Sentinel methods when its process is gone, not merely slow.
+var ErrSentinelGone = errors.New("the sentinel is gone")
+
+func (b *sentinelBox) get() decide.Sentinel {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.last
+	if b.ever {
+		s.Silent = time.Since(b.heard)
+	}
+	return s
+}

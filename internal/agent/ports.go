@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"matriarch/consensus/lease"
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+)
+
+// Control is the control plane as a node uses it.
+type Control interface {
+	State() *fsm.State
+	// Submit proposes a command, through the leader, and answers what became of it.
+	Submit(ctx context.Context, c fsm.Command) (fsm.Result, error)
+	// Keepalive sends one keepalive to the leader and waits for its answer.
+	Keepalive(ctx context.Context, b Beat) (Answer, error)
+}
+
+// Beat is one keepalive.
+type Beat struct {
+	Node     fsm.NodeID
+	Instance string
+	Group    fsm.GroupID
+	Epoch    fsm.Epoch // of the lease to renew; zero: none
+	Report   fsm.Report
+}
+
+// Answer is the leader's: the state right after the keepalive's own log entry.
+type Answer struct {
+	Held    bool
+	Lease   fsm.Lease
+	NextIn  time.Duration // when the leader would like the next one
+	Removed bool
+}
+
+// Roster is what PostgreSQL's hands must know of the group: whom to let in, whose slots to keep, how standbys are called.
+type Roster struct {
+	Self      fsm.NodeID
+	Group     fsm.Group
+	Members   []fsm.Node // of the group
+	Nodes     []fsm.Node // of the whole cluster, whose managers and Citus nodes may connect
+	Databases []string
+	Citus     bool
+}
+
+// Observation is what PostgreSQL says of itself.
+type Observation struct {
+	PG       decide.Postgres // Senders without Missing
+	Conf     decide.Conf     // effective values
+	Receive  fsm.LSN
+	Version  int
+	Pending  bool // a setting waits for a restart
+	SetAside int
+}
+
+// Postgres is the hands on the node's one PostgreSQL. Every method may block; all end with ctx.
+type Postgres interface {
+	Observe(ctx context.Context, r Roster) Observation
+	Local() (decide.Local, error)
+	InitDB(ctx context.Context) error
+	// Identify reads system identifier and timeline of the data directory.
+	Identify(ctx context.Context) (string, fsm.Timeline, error)
+	Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch) error
+	Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error
+	// Configure writes, reloads and verifies by the effective values. Leaving an upstream ends the walreceiver.
+	Configure(ctx context.Context, r Roster, c decide.Conf) error
+	// Prepare gets everything ready for a start as standby with this configuration.
+	Prepare(ctx context.Context, r Roster, c decide.Conf) error
+	// Promise makes the promise durable and makes this server unable to follow any epoch below it.
+	Promise(ctx context.Context, r Roster, e fsm.Epoch) error
+	// Settle waits until everything received is replayed and says where that is.
+	Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error)
+	SetLineage(tl fsm.Timeline, e fsm.Epoch) error
+	// Promoted waits until the server is out of recovery and says what its promotion made.
+	Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error)
+	Slots(ctx context.Context, r Roster) error
+	// Barrier passes when no walsender goes by an older setting and K of S have flushed what the primary has now.
+	Barrier(ctx context.Context, r Roster, c decide.Conf) error
+	// FirstCommit makes one synchronous commit.
+	FirstCommit(ctx context.Context, e fsm.Epoch) error
+	// Equip makes roles and databases that the group must have, on a primary.
+	Equip(ctx context.Context, r Roster) error
+}
+
+// Sentinel is the parent of PostgreSQL.
+type Sentinel interface {
+	Instance() string
+	// Ping asks for the status and answers within the context.
+	Ping(ctx context.Context) (decide.Sentinel, error)
+	// Remembered is the deadline an earlier agent gave to this very instance.
+	Remembered() (fsm.Epoch, lease.Stamp, bool)
+	Start(ctx context.Context) error
+	Stop(ctx context.Context, immediate bool) error
+	Promote(ctx context.Context, e fsm.Epoch) error
+	Adopt(ctx context.Context, e fsm.Epoch) error
+	Deadline(ctx context.Context, e fsm.Epoch, until lease.Stamp) error
+	// Events fires when something changed: ping again.
+	Events() <-chan struct{}
+	// Reset kills every process of PostgreSQL without the sentinel's help and starts another sentinel.
+	Reset(ctx context.Context) error
+}
