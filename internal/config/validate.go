@@ -229,8 +229,10 @@ func (ps *problems) nesting(c Config) {
 		}
 	}
 	for _, own := range []struct{ path, value string }{
-		{"postgresql.data_dir", data}, {"postgresql.socket_dir", c.PostgreSQL.SocketDir},
-		{"postgresql.log_file", c.PostgreSQL.LogFile}, {"sentinel.socket", c.Sentinel.Socket},
+		{"postgresql.data_dir", data},
+		{"postgresql.socket_dir", c.PostgreSQL.SocketDir},
+		{"postgresql.log_file", c.PostgreSQL.LogFile},
+		{"sentinel.socket", c.Sentinel.Socket},
 	} {
 		if inside(own.value, c.RaftDir) {
 			ps.add(own.path, "%s is inside raft_dir (%s): move it out", own.value, c.RaftDir)

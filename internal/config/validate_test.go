@@ -121,8 +121,7 @@ func TestValidateJoinsEverything(t *testing.T) {
 	c.StateDir = ""
 	c.Log.Level = "loud"
 	err := c.Validate()
-	var p problem
-	if !errors.As(err, &p) {
+	if _, ok := errors.AsType[problem](err); !ok {
 		t.Fatalf("%T holds no problem", err)
 	}
 	for _, path := range []string{"node.id", "node.name", "advertise", "state_dir", "log.level"} {
