@@ -1,0 +1,69 @@
+# Matriarch's build. `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Go's usual place, for shells and CI that do not have it in PATH.
+export PATH := $(PATH):/usr/local/go/bin
+
+TAGS    := hashicorpmetrics
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GOTEST  := go test -buildvcs=false -tags $(TAGS)
+LINT    := .cache/golangci-lint
+# Packages tested at the same time: those with real PostgreSQL load the machine themselves.
+PARALLEL ?= 2
+# Seeds of the simulation in `make test` and `make sim`.
+SEEDS    ?= 200
+
+.PHONY: help deps build fmt lint vet test race sim check demo bench clean generate
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what is missing (PostgreSQL, tools, the Citus stand-in); asks nothing
+	@deploy/deps.sh
+
+build: ## build bin/matriarch, one static stripped binary
+	@CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags $(TAGS) -ldflags '-s -w -X main.version=$(VERSION)' -o bin/matriarch ./cmd/matriarch
+	@echo "built bin/matriarch $(VERSION)"
+
+fmt: $(LINT) ## format the sources
+	@$(LINT) fmt
+
+lint: $(LINT) ## run the linters, the import rules among them
+	@$(LINT) fmt --diff
+	@$(LINT) run
+
+vet: ## run go vet
+	@go vet -tags $(TAGS) ./...
+
+test: deps ## run every test: unit, simulation, real PostgreSQL
+	@MATRIARCH_SIM_SEEDS=$(SEEDS) $(GOTEST) -count=1 -p $(PARALLEL) -timeout 20m ./...
+
+race: ## run the fast tests under the race detector
+	@command -v gcc >/dev/null || { echo "the race detector needs a C compiler: run 'make deps'" >&2; exit 1; }
+	@CGO_ENABLED=1 $(GOTEST) -race -short -p $(PARALLEL) -timeout 15m ./...
+
+sim: ## simulate the whole cluster with seeded faults: make sim SEEDS=n
+	@MATRIARCH_SIM_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 0 -run TestSim ./test/sim
+
+check: vet lint race ## what a change must pass besides the tests
+
+demo: deps build ## seven nodes on this machine: start, kill, count what survived
+	@bin/matriarch demo
+
+bench: ## run the benchmarks
+	@$(GOTEST) -run '^$$' -bench . -benchmem ./...
+
+generate: ## rewrite the files made from the code
+	@go generate ./...
+
+clean: ## remove what was built
+	@rm -rf bin .cache
+	@if [ -f test/citus-standin/Makefile ]; then $(MAKE) -s -C test/citus-standin clean >/dev/null 2>&1 || true; fi
+
+# Pinned in tools/go.mod and built from source, so that nothing but the Go module proxy is needed (about a minute, once).
+$(LINT): tools/go.mod tools/go.sum
+	@echo "building golangci-lint (once)"
+	@cd tools && CGO_ENABLED=0 go build -buildvcs=false -ldflags '-s -w' -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
