@@ -1,0 +1,190 @@
+package pgmanager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"matriarch/pgmanager/pgconf"
+)
+
+// ErrUnverified means that the server could not be asked whether it took the new settings.
+var ErrUnverified = errors.New("the effective settings could not be read")
+
+// Conf is what changes while PostgreSQL runs. The zero value is closed, without upstream and without synchronous standbys.
+type Conf struct {
+	Phase      pgconf.Phase
+	SyncNames  string            // as pgconf.SyncNames renders it
+	Upstream   *Upstream         // nil for none
+	Nodes      []string          // addresses of all nodes of the formation, own included
+	Databases  int               // Citus databases
+	Parameters map[string]string // the cluster's settings, over the node's own
+}
+
+// Apply writes the managed settings and the hba file, each by rename, and reports whether one changed. It does not tell
+// the server: see Reload.
+func (m *Manager) Apply(w Conf) (changed bool, err error) {
+	s := m.cfg.settings(w)
+	if err := s.Validate(); err != nil {
+		return false, fmt.Errorf("apply settings: %w", err)
+	}
+	if err := m.makeRunDirs(); err != nil {
+		return false, fmt.Errorf("apply settings: %w", err)
+	}
+	hba := pgconf.RenderHBA(pgconf.HBA{
+		Phase: w.Phase, Superuser: m.cfg.Superuser, ReplicationUser: m.cfg.ReplicationUser, Nodes: w.Nodes,
+		TLS: m.cfg.TLS != nil, Lines: m.cfg.HBA,
+	})
+	c1, err1 := m.replaceIfChanged(m.cfg.hbaFile(), hba, 0o600)
+	c2, err2 := m.replaceIfChanged(m.cfg.managedFile(), pgconf.RenderManaged(s), 0o600)
+	if err := errors.Join(err1, err2); err != nil {
+		return c1 || c2, fmt.Errorf("apply settings: %w", err)
+	}
+	return c1 || c2, nil
+}
+
+// lastApplied reads back what Apply wrote last.
+func (m *Manager) lastApplied() map[string]string {
+	out := map[string]string{}
+	b, err := os.ReadFile(m.cfg.managedFile())
+	if err != nil {
+		return out
+	}
+	for _, s := range pgconf.ParseFile(b) {
+		out[s.Name] = s.Value
+	}
+	return out
+}
+
+// reloaded are the settings whose effective value decides over data.
+var reloaded = []string{"primary_conninfo", "primary_slot_name", "synchronous_standby_names"}
+
+const (
+	reloadPoll  = 5 * time.Millisecond
+	reloadDoubt = 500 * time.Millisecond // after that the configuration files are searched for mistakes
+)
+
+// Reload makes the running server read what Apply wrote and returns once its effective values agree. The error names what
+// beats a value or which file is wrong; ErrUnverified means that the server does not answer. Without a server it is done.
+func (m *Manager) Reload(ctx context.Context) error {
+	pid, ok := m.RunningPostmaster()
+	if !ok {
+		return nil
+	}
+	if _, err := m.stripAutoConf(m.cfg.DataDir); err != nil {
+		return fmt.Errorf("reload: %w", err)
+	}
+	c, connErr := m.local(ctx)
+	if connErr == nil {
+		defer closeConn(c)
+	}
+	before, loadErr := loadTime(ctx, c, connErr)
+	if err := m.hangUp(pid); err != nil {
+		return fmt.Errorf("reload: %w", err)
+	}
+	if loadErr != nil {
+		return fmt.Errorf("reload: %w: %w", ErrUnverified, loadErr)
+	}
+	return m.awaitReload(ctx, c, before)
+}
+
+func loadTime(ctx context.Context, c *pgx.Conn, connErr error) (t time.Time, err error) {
+	if connErr != nil {
+		return t, connErr
+	}
+	return t, c.QueryRow(ctx, "SELECT pg_conf_load_time()").Scan(&t)
+}
+
+// awaitReload waits until the session has read the files again, and judges the values it then has.
+func (m *Manager) awaitReload(ctx context.Context, c *pgx.Conn, before time.Time) error {
+	tick := time.NewTicker(reloadPoll)
+	defer tick.Stop()
+	begun := time.Now()
+	for {
+		now, err := loadTime(ctx, c, nil)
+		if err != nil {
+			return fmt.Errorf("reload: %w: %w", ErrUnverified, err)
+		}
+		if now.After(before) {
+			return m.checkEffective(ctx, c)
+		}
+		if time.Since(begun) > reloadDoubt {
+			if err := fileErrors(ctx, c); err != nil {
+				return fmt.Errorf("reload: %w", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("reload: the server has not read its files: %w", context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *Manager) checkEffective(ctx context.Context, c *pgx.Conn) error {
+	want := m.lastApplied()
+	rows, err := c.Query(ctx, `SELECT name, setting, source, coalesce(sourcefile, '') FROM pg_settings WHERE name = ANY($1)`, reloaded)
+	if err != nil {
+		return fmt.Errorf("reload: %w: %w", ErrUnverified, err)
+	}
+	defer rows.Close()
+	var errs []error
+	for rows.Next() {
+		var name, value, source, file string
+		if err := rows.Scan(&name, &value, &source, &file); err != nil {
+			return fmt.Errorf("reload: %w: %w", ErrUnverified, err)
+		}
+		if value != want[name] {
+			errs = append(errs, fmt.Errorf("reload: %s is still %q, set by %s %s: remove it there", name, pgconf.Redact(value), source, file))
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("reload: %w: %w", ErrUnverified, err)
+	}
+	return errors.Join(errs...)
+}
+
+// fileErrors returns what PostgreSQL finds wrong in its configuration files, settings that wait for a restart excepted.
+func fileErrors(ctx context.Context, c *pgx.Conn) error {
+	rows, err := c.Query(ctx, `SELECT sourcefile, sourceline, coalesce(name, ''), error FROM pg_file_settings
+		WHERE error IS NOT NULL AND error <> 'setting could not be applied' LIMIT 5`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var found []string
+	for rows.Next() {
+		var file, name, text string
+		var line int
+		if err := rows.Scan(&file, &line, &name, &text); err != nil {
+			return err
+		}
+		found = append(found, fmt.Sprintf("%s line %d: %s %s", file, line, name, text))
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("PostgreSQL refuses its configuration, correct it: %s", strings.Join(found, "; "))
+	}
+	return nil
+}
+
+// ClearUpstream makes a standby stop following: w without upstream is written, loaded and verified, and the walreceiver
+// ended. The credentials of the old epochs have to be dropped before, so that none comes back. The receiver is ended even
+// when the server cannot be asked; the error is then ErrUnverified.
+func (m *Manager) ClearUpstream(ctx context.Context, w Conf) error {
+	w.Upstream = nil
+	if _, err := m.Apply(w); err != nil {
+		return fmt.Errorf("clear the upstream: %w", err)
+	}
+	if err := errors.Join(m.Reload(ctx), m.EndReceiver(ctx)); err != nil {
+		return fmt.Errorf("clear the upstream: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package pgmanager
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"matriarch/fsm"
+	"matriarch/pgmanager/pgconf"
+)
+
+// Config describes one node's PostgreSQL. Paths are absolute.
+type Config struct {
+	BinDir              string            // folder of PostgreSQL's programs; empty searches the distribution's places
+	DataDir             string            // PGDATA
+	ConfigFile          string            // postgresql.conf; empty means inside DataDir
+	RunDir              string            // everything of ours that must outlive PGDATA
+	SocketDir           string            // folder of the Unix socket
+	Host                string            // address under which other nodes reach this PostgreSQL
+	Port                int               // TCP port
+	ListenAddresses     string            // as listen_addresses; empty means Host
+	User                string            // OS user; empty means ours, or for root the data directory's owner or postgres
+	Superuser           string            // role the manager and Citus work as
+	ReplicationUser     string            // role of the standbys
+	SuperuserPassword   string            //nolint:gosec // a field, not a secret
+	ReplicationPassword string            //nolint:gosec // a field, not a secret
+	Name                string            // cluster_name
+	Parameters          map[string]string // the user's settings
+	HBA                 []string          // the user's pg_hba lines; empty admits clients with a password
+	Citus               bool
+	TLS                 *pgconf.TLS // nil leaves ssl to the user
+	LogFile             string      // PostgreSQL's stderr
+	SystemID            string      // expected system identifier; empty means not known yet
+}
+
+// Upstream is the server that a standby follows or is built from.
+type Upstream struct {
+	Host     string
+	Port     int
+	AppName  string    // application_name, see pgconf.AppName
+	Slot     string    // physical slot on the upstream; empty for none
+	PassFile string    // credential of the epoch, see WriteCredential
+	Epoch    fsm.Epoch // epoch that made the upstream's timeline; used by Clone and Rewind only
+}
+
+// Manager holds the hands. Its methods may be called from several goroutines, but only one of InitDB, Clone and Rewind
+// at a time.
+type Manager struct {
+	cfg   Config
+	tools Tools
+	os    osUser
+	log   *slog.Logger
+
+	localMu sync.Mutex // guards local.json
+
+	connMu  sync.Mutex // guards the fields below
+	conn    *pgx.Conn  // Observe's own
+	pending []string   // last seen settings that wait for a restart
+	polls   int
+}
+
+// New checks the configuration, finds PostgreSQL's programs and the OS user. It changes nothing.
+func New(cfg Config, log *slog.Logger) (*Manager, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("postgresql configuration: %w", err)
+	}
+	if cfg.ListenAddresses == "" {
+		cfg.ListenAddresses = cfg.Host
+	}
+	if cfg.ConfigFile == "" {
+		cfg.ConfigFile = filepath.Join(cfg.DataDir, "postgresql.conf")
+	}
+	m := &Manager{cfg: cfg, log: log}
+	var err error
+	if m.tools, err = findFor(cfg.BinDir, m.dataMajor()); err != nil {
+		return nil, err
+	}
+	if m.os, err = lookupUser(cfg); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Tools returns the programs in use.
+func (m *Manager) Tools() Tools { return m.tools }
+
+// Close ends the observing connection.
+func (m *Manager) Close() {
+	m.connMu.Lock()
+	defer m.connMu.Unlock()
+	m.dropConn()
+}
+
+// socketPathMax is the longest path of a Unix socket on Linux.
+const socketPathMax = 107
+
+func (c Config) check() error {
+	var errs []error
+	for _, p := range []struct{ key, path string }{
+		{"data_dir", c.DataDir}, {"run_dir", c.RunDir}, {"socket_dir", c.SocketDir}, {"log_file", c.LogFile},
+	} {
+		if !filepath.IsAbs(p.path) {
+			errs = append(errs, fmt.Errorf("%s %q: want an absolute path", p.key, p.path))
+		}
+	}
+	if rel, err := filepath.Rel(c.DataDir, c.RunDir); err == nil && filepath.IsLocal(rel) {
+		errs = append(errs, fmt.Errorf("run_dir %s lies inside data_dir, where a clone would replace it: choose another folder", c.RunDir))
+	}
+	if c.Port < 1 || c.Port > 65535 {
+		errs = append(errs, fmt.Errorf("port %d: want 1 to 65535", c.Port))
+	}
+	if n := len(fmt.Sprintf("%s/.s.PGSQL.%d", c.SocketDir, c.Port)); n > socketPathMax {
+		errs = append(errs, fmt.Errorf("socket_dir %s: the socket's path has %d bytes, %d are possible: choose a shorter one", c.SocketDir, n, socketPathMax))
+	}
+	if c.Host == "" || c.Superuser == "" || c.ReplicationUser == "" || c.SuperuserPassword == "" || c.ReplicationPassword == "" {
+		errs = append(errs, errors.New("host, both roles and both passwords are needed"))
+	}
+	if c.Superuser == c.ReplicationUser {
+		errs = append(errs, fmt.Errorf("superuser and replication user are both %q: they need to differ", c.Superuser))
+	}
+	errs = append(errs, c.settings(Conf{}).Validate())
+	return errors.Join(errs...)
+}
+
+// dataMajor returns the major version of the data directory; 0 when there is none.
+func (m *Manager) dataMajor() int {
+	b, err := os.ReadFile(filepath.Join(m.cfg.DataDir, "PG_VERSION"))
+	if err != nil {
+		return 0
+	}
+	v, err := pgconf.ParseVersion(string(b))
+	if err != nil {
+		return 0
+	}
+	return v.Major()
+}
+
+// settings are those of the managed file for one wanted configuration.
+func (c Config) settings(w Conf) pgconf.Settings {
+	s := pgconf.Settings{
+		Name: c.Name, Host: c.Host, Port: c.Port, ListenAddresses: c.ListenAddresses, SocketDir: c.SocketDir,
+		HBAFile: c.hbaFile(), SyncNames: w.SyncNames, Citus: c.Citus, Databases: w.Databases, TLS: c.TLS,
+		Parameters: map[string]string{},
+	}
+	for k, v := range c.Parameters {
+		s.Parameters[k] = v
+	}
+	for k, v := range w.Parameters {
+		s.Parameters[k] = v
+	}
+	if u := w.Upstream; u != nil {
+		s.PrimaryConninfo, s.PrimarySlotName = c.conninfo(*u), u.Slot
+	}
+	return s
+}
+
+// conninfo is how a walreceiver reaches its upstream.
+func (c Config) conninfo(u Upstream) string {
+	ci := pgconf.Conninfo{
+		"host": u.Host, "port": fmt.Sprint(u.Port), "user": c.ReplicationUser, "application_name": u.AppName,
+		"passfile": u.PassFile, "sslmode": "prefer", "connect_timeout": "3",
+	}
+	if c.TLS != nil {
+		ci["sslmode"], ci["sslrootcert"] = "verify-ca", c.TLS.CAFile
+	}
+	return ci.String()
+}
+
+func (c Config) managedFile() string { return filepath.Join(c.RunDir, "managed.conf") }
+func (c Config) hbaFile() string     { return filepath.Join(c.RunDir, "hba.conf") }
+func (c Config) passDir() string     { return filepath.Join(c.RunDir, "pass") }
+
+// address is host:port for messages.
+func (u Upstream) address() string { return net.JoinHostPort(u.Host, fmt.Sprint(u.Port)) }

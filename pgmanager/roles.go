@@ -1,0 +1,103 @@
+package pgmanager
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"matriarch/pgmanager/pgconf"
+)
+
+// EnsureRoles gives the superuser and the replication role their attributes and passwords. PostgreSQL sees a SCRAM
+// verifier only, so its log cannot show a password. Passwords have to be ASCII.
+func (m *Manager) EnsureRoles(ctx context.Context) error {
+	return m.withConn(ctx, "ensure roles", func(c *pgx.Conn) error {
+		if err := ensureRole(ctx, c, m.cfg.Superuser, "SUPERUSER LOGIN", m.cfg.SuperuserPassword); err != nil {
+			return err
+		}
+		return ensureRole(ctx, c, m.cfg.ReplicationUser, "LOGIN REPLICATION", m.cfg.ReplicationPassword)
+	})
+}
+
+func ensureRole(ctx context.Context, c *pgx.Conn, name, attributes, password string) error {
+	var stored string
+	var fits bool
+	err := c.QueryRow(ctx, `SELECT coalesce(rolpassword, ''), rolcanlogin AND (rolsuper OR rolreplication)
+		AND (rolvaliduntil IS NULL OR rolvaliduntil = 'infinity') FROM pg_authid WHERE rolname = $1`, name).Scan(&stored, &fits)
+	verb := "ALTER"
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		verb = "CREATE"
+	case err != nil:
+		return err
+	case fits && verifierFits(stored, password):
+		return nil
+	}
+	verifier, err := newVerifier(password)
+	if err != nil {
+		return err
+	}
+	_, err = c.Exec(ctx, fmt.Sprintf("%s ROLE %s %s PASSWORD %s VALID UNTIL 'infinity'", verb, pgconf.QuoteIdent(name), attributes, pgconf.QuoteLiteral(verifier)))
+	return err
+}
+
+const scramIterations = 4096 // PostgreSQL's default
+
+// newVerifier renders what PostgreSQL stores for a password under scram-sha-256.
+func newVerifier(password string) (string, error) {
+	salt := make([]byte, 16)
+	_, _ = rand.Read(salt) // never fails
+	return verifier(password, salt, scramIterations)
+}
+
+func verifier(password string, salt []byte, iterations int) (string, error) {
+	salted, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		return "", fmt.Errorf("derive the SCRAM verifier: %w", err)
+	}
+	stored := sha256.Sum256(mac(salted, "Client Key"))
+	b64 := base64.StdEncoding.EncodeToString
+	return fmt.Sprintf("SCRAM-SHA-256$%d:%s$%s:%s", iterations, b64(salt), b64(stored[:]), b64(mac(salted, "Server Key"))), nil
+}
+
+func mac(key []byte, text string) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte(text))
+	return h.Sum(nil)
+}
+
+// verifierFits reports whether a stored verifier belongs to a password.
+func verifierFits(stored, password string) bool {
+	rest, ok := strings.CutPrefix(stored, "SCRAM-SHA-256$")
+	head, _, ok2 := strings.Cut(rest, "$")
+	count, salt64, ok3 := strings.Cut(head, ":")
+	n, err := strconv.Atoi(count)
+	salt, err2 := base64.StdEncoding.DecodeString(salt64)
+	if !ok || !ok2 || !ok3 || err != nil || err2 != nil || n < 1 || n > 1_000_000 {
+		return false
+	}
+	want, err := verifier(password, salt, n)
+	return err == nil && subtle.ConstantTimeCompare([]byte(want), []byte(stored)) == 1
+}
+
+// EnsureDatabase creates a database if it is missing.
+func (m *Manager) EnsureDatabase(ctx context.Context, name string) error {
+	return m.withConn(ctx, "ensure database "+name, func(c *pgx.Conn) error {
+		var there bool
+		if err := c.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name).Scan(&there); err != nil || there {
+			return err
+		}
+		_, err := c.Exec(ctx, "CREATE DATABASE "+pgconf.QuoteIdent(name))
+		return err
+	})
+}

@@ -1,0 +1,90 @@
+package pgmanager
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+)
+
+// maintenanceDB is where the manager's own sessions live. It is not a Citus database: a session there would start Citus'
+// maintenance daemon before the conductor has corrected its rows.
+const maintenanceDB = "postgres"
+
+const connectTimeout = 3 * time.Second
+
+// local opens a session through the Unix socket.
+func (m *Manager) local(ctx context.Context) (*pgx.Conn, error) {
+	return m.connect(ctx, m.cfg.SocketDir, m.cfg.Port)
+}
+
+// connect opens a session as superuser. Its settings are sent with the start packet, where no ALTER ROLE beats them. Its
+// commits do not wait for standbys: what the manager writes is written again by the next primary, and a wait would hang
+// the manager exactly when it is needed.
+func (m *Manager) connect(ctx context.Context, host string, port int) (*pgx.Conn, error) {
+	cfg, err := m.connConfig(host, port)
+	if err != nil {
+		return nil, err
+	}
+	c, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", host, port, err)
+	}
+	return c, nil
+}
+
+func (m *Manager) connConfig(host string, port int) (*pgx.ConnConfig, error) {
+	text := "sslmode=prefer"
+	if m.cfg.TLS != nil && host != m.cfg.SocketDir {
+		text = "sslmode=verify-ca sslrootcert='" + m.cfg.TLS.CAFile + "'"
+	}
+	cfg, err := pgx.ParseConfig(fmt.Sprintf("%s host='%s' port=%d dbname=%s", text, host, port, maintenanceDB))
+	if err != nil {
+		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", host, port, err)
+	}
+	cfg.User, cfg.Password = m.cfg.Superuser, m.cfg.SuperuserPassword
+	cfg.ConnectTimeout = connectTimeout
+	cfg.RuntimeParams = map[string]string{
+		"application_name":                    "matriarch",
+		"search_path":                         "pg_catalog",
+		"synchronous_commit":                  "local",
+		"statement_timeout":                   "0",
+		"lock_timeout":                        "0",
+		"idle_in_transaction_session_timeout": "0",
+		"default_transaction_read_only":       "off",
+		"lc_messages":                         "C",
+		"DateStyle":                           "ISO",
+		"TimeZone":                            "UTC",
+	}
+	// A wait that the caller gives up has to end on the server too, or its backends pile up there.
+	cfg.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: time.Second}
+	}
+	return cfg, nil
+}
+
+// closeConn says goodbye without waiting for long.
+func closeConn(c *pgx.Conn) {
+	if c == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	_ = c.Close(ctx)
+}
+
+// withConn runs f in a session of its own.
+func (m *Manager) withConn(ctx context.Context, what string, f func(*pgx.Conn) error) error {
+	c, err := m.local(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	defer closeConn(c)
+	if err := f(c); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+package pgmanager
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"matriarch/pgmanager/pgconf"
+)
+
+// Start is what the sentinel needs to start the postmaster.
+type Start struct {
+	Argv    []string
+	Env     []string
+	Dir     string // the data directory
+	UID     uint32
+	GID     uint32
+	Groups  []uint32
+	LogFile string
+}
+
+// StartCommand prepares the data directory for a start as standby and returns the command. It refuses a directory of
+// another owner or version and, with ErrUnfinished, one under construction. Apply has to have written the managed files;
+// where it has not, a closed configuration without upstream is written.
+func (m *Manager) StartCommand(ctx context.Context) (Start, error) {
+	if err := m.prepareStart(); err != nil {
+		return Start{}, fmt.Errorf("prepare the start: %w", err)
+	}
+	argv := append([]string{m.tools.Path("postgres"), "-D", m.cfg.DataDir}, m.configFileArgs()...)
+	for _, s := range pgconf.CommandLine(m.cfg.settings(Conf{})) {
+		argv = append(argv, "-c", s.Name+"="+s.Value)
+	}
+	raised, err := m.raisedLimits(ctx)
+	if err != nil {
+		return Start{}, fmt.Errorf("prepare the start: %w", err)
+	}
+	return Start{
+		Argv: append(argv, raised...), Env: m.environment(), Dir: m.cfg.DataDir,
+		UID: m.os.uid, GID: m.os.gid, Groups: m.os.groups, LogFile: m.cfg.LogFile,
+	}, nil
+}
+
+func (m *Manager) prepareStart() error {
+	if err := m.checkDataDir(); err != nil {
+		return err
+	}
+	l, err := m.Local()
+	if err != nil {
+		return err
+	}
+	if l.Unfinished != nil {
+		return fmt.Errorf("%w (%s since %s): clone again", ErrUnfinished, l.Unfinished.Kind, l.Unfinished.Since.Format(time.RFC3339))
+	}
+	if pid, ok := m.RunningPostmaster(); ok {
+		return fmt.Errorf("%w already (pid %d)", ErrRunning, pid)
+	}
+	if err := m.makeRunDirs(); err != nil {
+		return err
+	}
+	if !exists(m.cfg.managedFile()) || !exists(m.cfg.hbaFile()) {
+		if _, err := m.Apply(Conf{}); err != nil {
+			return err
+		}
+	}
+	return m.makeStandby(m.cfg.DataDir)
+}
+
+// configFileArgs names a postgresql.conf outside of the data directory; such a file may name another data directory too.
+func (m *Manager) configFileArgs() []string {
+	if m.cfg.ConfigFile == filepath.Join(m.cfg.DataDir, "postgresql.conf") {
+		return nil
+	}
+	return []string{"-c", "config_file=" + m.cfg.ConfigFile, "-c", "data_directory=" + m.cfg.DataDir}
+}
+
+// raisedLimits lifts the settings that a standby needs at least as high as the primary that wrote its log, which the
+// control file tells; with lower ones recovery stops.
+func (m *Manager) raisedLimits(ctx context.Context) ([]string, error) {
+	c, err := m.ControlData(ctx)
+	if err != nil {
+		return nil, err
+	}
+	have := m.lastApplied()
+	var args []string
+	for _, l := range []struct {
+		name string
+		need int
+		std  int // PostgreSQL's own default, where the managed file says nothing
+	}{
+		{"max_connections", c.MaxConnections, 100}, {"max_worker_processes", c.MaxWorkerProcesses, 8},
+		{"max_wal_senders", c.MaxWALSenders, 10}, {"max_prepared_transactions", c.MaxPreparedXacts, 0},
+		{"max_locks_per_transaction", c.MaxLocksPerXact, 64},
+	} {
+		now, err := strconv.Atoi(have[l.name])
+		if err != nil {
+			now = l.std
+		}
+		if now < l.need {
+			args = append(args, "-c", l.name+"="+strconv.Itoa(l.need))
+		}
+	}
+	return args, nil
+}
