@@ -121,6 +121,9 @@ func (f GroupFacts) asyncSufficient() (bool, string) {
 	return true, ""
 }
 
+// Enough reports whether the recruits of a view suffice for an election.
+func Enough(v GroupView) bool { return groupFacts(v).Suffices }
+
 // ClusterRule is one row of the table.
 type ClusterRule struct {
 	ID   string

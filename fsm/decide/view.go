@@ -16,6 +16,7 @@ type View struct {
 	PG        Postgres
 	Local     Local
 	Conf      Conf          // what PostgreSQL is set to, effective values
+	Equipped  fsm.Epoch     // the epoch under which roles and databases were last seen to be in place
 	Job       string        // action under way, empty when none
 	Backoff   time.Duration // left until a failed action may be tried again
 	Failed    string        // what failed last, for the reason

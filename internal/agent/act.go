@@ -91,7 +91,7 @@ func (a *Agent) finish(d jobDone) {
 
 // hands maps an action to what is done. Everything that can hurt checks its epoch again.
 func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force, timeout time.Duration, run func(context.Context) error) {
-	pg, sen := a.cfg.Postgres, a.cfg.Sentinel
+	pg := a.cfg.Postgres
 	r := a.roster(v.State)
 	switch x := action.(type) {
 	case decide.Fence:

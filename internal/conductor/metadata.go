@@ -1,0 +1,71 @@
+package conductor
+
+import (
+	"context"
+	"time"
+
+	"matriarch/fsm"
+)
+
+const (
+	metadataEvery = 2 * time.Second
+	metadataAgain = 250 * time.Millisecond
+	metadataLimit = 20 * time.Second
+)
+
+// keepMetadata looks at once when a group has another open primary, and otherwise every two seconds: rows changed by hand
+// are put right as well.
+func (c *Conductor) keepMetadata(ctx context.Context, lead Lead) {
+	seen, next := "", time.Now()
+	for {
+		t := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		case <-c.meta:
+			t.Stop()
+			if primaries(lead.State()) == seen {
+				continue
+			}
+		}
+		s := lead.State()
+		next = time.Now().Add(metadataEvery)
+		if !s.Cluster.Settings.Citus {
+			continue
+		}
+		seen = primaries(s)
+		rctx, cancel := context.WithTimeout(ctx, metadataLimit)
+		rep := c.cfg.Metadata.Reconcile(rctx, lead.Term(), s)
+		cancel()
+		c.noteMetadata(rep)
+		if !rep.Synced {
+			next = time.Now().Add(metadataAgain)
+		}
+	}
+}
+
+func (c *Conductor) noteMetadata(rep MetadataReport) {
+	rep.At = time.Now()
+	old := c.report.Load()
+	if rep.Error != "" && (old == nil || old.Error != rep.Error) {
+		c.cfg.Log.Warn("citus metadata not in order", "error", rep.Error)
+	}
+	for _, d := range rep.Differences {
+		c.cfg.Log.Info("citus metadata mended", "difference", d)
+	}
+	c.report.Store(&rep)
+}
+
+// primaries names the open primary of every group with its epoch: when this text moves, rows must move.
+func primaries(s *fsm.State) string {
+	out := ""
+	for _, id := range s.GroupIDs() {
+		if n, ok := s.Primary(id); ok {
+			out += n.Postgres + " " + s.Groups[id].Epoch.String()
+		}
+		out += ";"
+	}
+	return out
+}
