@@ -62,8 +62,10 @@ find_postgres() {
   [ -n "$found" ] && echo "$found"
 }
 
-# Where this server's extension build rules are, or would be: pg_config names the file whether it exists or not.
-has_build_rules() { [ -x "$1/pg_config" ] && [ -f "$("$1/pg_config" --pgxs)" ]; }
+# What an extension is built with: Debian ships the rules with the client, the headers with the development package.
+has_build_files() {
+  [ -x "$1/pg_config" ] && [ -f "$("$1/pg_config" --pgxs)" ] && [ -f "$("$1/pg_config" --includedir-server)/postgres.h" ]
+}
 
 # Fills MISSING (for people) and PACKAGES (for apt) with what is not here.
 find_missing() {
@@ -81,7 +83,7 @@ find_missing() {
   }
   if [ -z "$PG_BIN" ]; then
     need "a PostgreSQL server, version $PG_MIN to $PG_MAX, with its development files" @postgresql
-  elif ! has_build_rules "$PG_BIN"; then
+  elif ! has_build_files "$PG_BIN"; then
     local major
     major=$(pg_major "$PG_BIN")
     need "the development files of PostgreSQL $major (for $PG_BIN)" "postgresql-server-dev-$major"
@@ -119,7 +121,7 @@ install_missing() {
   local list
   list=$(printf '\n  - %s' "${MISSING[@]}")
   on_debian || die "this is not Debian or Ubuntu; install these yourself, then run this again:$list"
-  can_be_root || die "run this as root or with passwordless sudo, or install these yourself: $list"
+  can_be_root || die "run this as root or with passwordless sudo, or install these yourself:$list"
   say "missing:$list"
   say "reading the package lists"
   as_root apt-get update -qq || die "apt-get update failed: check the network and /etc/apt/sources.list.d"
@@ -136,7 +138,11 @@ install_citus() {
     return
   fi
   local standin=(make -s -C test/citus-standin PG_CONFIG="$pg_config") log
-  [ -w "$(dirname "$control")" ] || can_be_root || die "the Citus stand-in must be installed by root: run 'sudo ${standin[*]} install'"
+  if [ ! -w "$(dirname "$control")" ] && ! can_be_root; then
+    [ -f "$control" ] || die "the Citus stand-in must be installed by root: run 'sudo ${standin[*]} install'"
+    say "Citus: NOT the real extension but the stand-in as it was installed earlier (only root can bring it up to date)"
+    return
+  fi
   # Built as the caller, so that the tree keeps its owner; only the copying is root's.
   log=$("${standin[@]}" 2>&1) || die "building the Citus stand-in failed:"$'\n'"$log"
   log=$(as_root "${standin[@]}" install 2>&1) || die "installing the Citus stand-in failed:"$'\n'"$log"
