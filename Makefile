@@ -30,8 +30,7 @@ build: ## build bin/matriarch, one static stripped binary
 fmt: $(LINT) ## format the sources
 	@$(LINT) fmt
 
-lint: $(LINT) ## run the linters, the import rules among them
-	@$(LINT) fmt --diff
+lint: $(LINT) ## run the linters: format, import rules and more
 	@$(LINT) run
 
 vet: ## run go vet
