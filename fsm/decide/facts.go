@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -103,7 +104,7 @@ func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bo
 
 // wantPrimaryConf is what a holder's PostgreSQL must be set to, at every stage from before its promotion on.
 func (f Facts) wantPrimaryConf() Conf {
-	c := Conf{Phase: Closed, Sync: f.Group.Sync.Target(), Epoch: f.Epoch}
+	c := Conf{Phase: Closed, Sync: f.Group.Sync.Target(), Epoch: f.Epoch, Access: Access(f.State)}
 	switch {
 	case f.Group.Opened():
 		c.Phase = Open
@@ -116,11 +117,20 @@ func (f Facts) wantPrimaryConf() Conf {
 // wantStandbyConf is what a follower must be set to. Clients enter once it has streamed: a former primary may have shown
 // them what was never acknowledged.
 func (f Facts) wantStandbyConf() Conf {
-	c := Conf{Phase: f.Conf.Phase, Epoch: f.Epoch, Upstream: f.Group.Lease.Holder}
+	c := Conf{Phase: f.Conf.Phase, Epoch: f.Epoch, Upstream: f.Group.Lease.Holder, Access: Access(f.State)}
 	if f.PG.Streaming && f.Conf.Upstream == c.Upstream && f.Conf.Epoch == c.Epoch {
 		c.Phase = Open
 	}
 	return c
+}
+
+// Access names the nodes whose addresses a PostgreSQL must let in: when it changes, the generated hba does.
+func Access(s *fsm.State) string {
+	var b strings.Builder
+	for _, id := range s.NodeIDs() {
+		b.WriteString(s.Nodes[id].Postgres + " ")
+	}
+	return b.String()
 }
 
 // syncChange says which pair the primary should ask for next, if any: first who is missing leaves, then who streams enters.

@@ -81,11 +81,12 @@ type Conf struct {
 	Sync     fsm.Pair
 	Epoch    fsm.Epoch  // names in Sync, or the upstream, are of this epoch
 	Upstream fsm.NodeID // empty: follows nobody
+	Access   string     // the nodes that Members lets in, as Access names them
 }
 
 // Equal compares two configurations.
 func (c Conf) Equal(o Conf) bool {
-	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && c.Epoch == o.Epoch && c.Upstream == o.Upstream
+	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access
 }
 
 // Plan is the outcome of a decision.

@@ -1,0 +1,342 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+	"matriarch/internal/agent"
+	"matriarch/pgmanager"
+	"matriarch/pgmanager/pgconf"
+)
+
+// Postgres implements agent.Postgres on a pgmanager.Manager.
+type Postgres struct {
+	m   *pgmanager.Manager
+	cfg pgmanager.Config
+	log *slog.Logger
+	// watched is the postmaster that the sentinel knows of, 0 when none.
+	watched func() int
+
+	mu      sync.Mutex
+	applied decide.Conf // what Configure wrote last
+	logMark int64       // size of PostgreSQL's log then
+}
+
+// NewPostgres wraps a manager. watched tells the postmaster that the sentinel started or adopted.
+func NewPostgres(m *pgmanager.Manager, cfg pgmanager.Config, watched func() int, log *slog.Logger) *Postgres {
+	return &Postgres{m: m, cfg: cfg, log: log, watched: watched}
+}
+
+// Local implements agent.Postgres.
+func (p *Postgres) Local() (decide.Local, error) {
+	l, err := p.m.Local()
+	if err != nil {
+		return decide.Local{}, err
+	}
+	d := decide.Local{HasData: p.m.HasData(), Promise: l.Promise, Lineage: l.Lineage}
+	if l.Unfinished != nil {
+		d.Unfinished = "unfinished " + l.Unfinished.Kind
+	}
+	if d.HasData {
+		if d.SystemID, err = p.m.SystemID(); err != nil {
+			return d, err
+		}
+	}
+	if pid, ok := p.m.RunningPostmaster(); ok && pid != p.watched() {
+		d.Stray = true
+	}
+	return d, nil
+}
+
+// InitDB implements agent.Postgres.
+func (p *Postgres) InitDB(ctx context.Context) error {
+	_, err := p.m.InitDB(ctx)
+	return err
+}
+
+// Identify implements agent.Postgres.
+func (p *Postgres) Identify(ctx context.Context) (string, fsm.Timeline, error) {
+	c, err := p.m.ControlData(ctx)
+	if err != nil {
+		return "", 0, err
+	}
+	return c.SystemID, c.LastTimeline(), nil
+}
+
+// Clone implements agent.Postgres.
+func (p *Postgres) Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch) error {
+	up, err := p.source(from, epoch)
+	if err != nil {
+		return err
+	}
+	return p.m.Clone(ctx, up, nil)
+}
+
+// Rewind implements agent.Postgres.
+func (p *Postgres) Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error {
+	up, err := p.source(from, epoch)
+	if err != nil {
+		return err
+	}
+	return p.m.Rewind(ctx, up, fork)
+}
+
+func (p *Postgres) source(from fsm.Node, epoch fsm.Epoch) (pgmanager.Upstream, error) {
+	host, port, err := splitAddress(from.Postgres)
+	if err != nil {
+		return pgmanager.Upstream{}, err
+	}
+	return pgmanager.Upstream{Host: host, Port: port, Epoch: epoch}, nil
+}
+
+func splitAddress(addr string) (string, int, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %q of PostgreSQL: %w", addr, err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %q of PostgreSQL: %w", addr, err)
+	}
+	return host, n, nil
+}
+
+// Prepare implements agent.Postgres.
+func (p *Postgres) Prepare(_ context.Context, r agent.Roster, c decide.Conf) error {
+	w, err := p.wanted(r, c)
+	if err != nil {
+		return err
+	}
+	if _, err := p.m.Apply(w); err != nil {
+		return err
+	}
+	p.remember(c)
+	return nil
+}
+
+// Configure implements agent.Postgres.
+func (p *Postgres) Configure(ctx context.Context, r agent.Roster, c decide.Conf) error {
+	w, err := p.wanted(r, c)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	leaving := c.Upstream == "" && p.applied.Upstream != ""
+	p.mu.Unlock()
+	if leaving {
+		err = p.m.ClearUpstream(ctx, w)
+	} else if _, err = p.m.Apply(w); err == nil {
+		err = p.m.Reload(ctx)
+	}
+	if err != nil {
+		p.remember(decide.Conf{}) // whatever it is set to now must be looked at again
+		return err
+	}
+	p.remember(c)
+	return nil
+}
+
+func (p *Postgres) remember(c decide.Conf) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.applied, p.logMark = c, logSize(p.cfg.LogFile)
+}
+
+// wanted translates into PostgreSQL's terms.
+func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error) {
+	w := pgmanager.Conf{Phase: phases[c.Phase], SyncNames: syncNames(c), Databases: len(r.Databases), Nodes: hosts(r)}
+	if c.Upstream == "" {
+		return w, nil
+	}
+	for _, n := range r.Members {
+		if n.ID != c.Upstream {
+			continue
+		}
+		host, port, err := splitAddress(n.Postgres)
+		if err != nil {
+			return w, err
+		}
+		pass, err := p.m.WriteCredential(c.Epoch)
+		if err != nil {
+			return w, err
+		}
+		w.Upstream = &pgmanager.Upstream{
+			Host: host, Port: port, AppName: pgconf.AppName(r.Self, c.Epoch), Slot: pgconf.SlotName(r.Self), PassFile: pass, Epoch: c.Epoch,
+		}
+		return w, nil
+	}
+	return w, fmt.Errorf("follow %s: it is not a member of the group", c.Upstream)
+}
+
+var phases = map[decide.Phase]pgconf.Phase{decide.Closed: pgconf.Closed, decide.Members: pgconf.Members, decide.Open: pgconf.Open}
+
+func syncNames(c decide.Conf) string {
+	var names []string
+	for _, id := range c.Sync.S {
+		names = append(names, pgconf.AppName(id, c.Epoch))
+	}
+	return pgconf.SyncNames(c.Sync.K, names)
+}
+
+func hosts(r agent.Roster) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, n := range r.Nodes {
+		if host, _, err := net.SplitHostPort(n.Postgres); err == nil && !seen[host] {
+			seen[host] = true
+			out = append(out, host)
+		}
+	}
+	return out
+}
+
+// Promise implements agent.Postgres: durable first, then the credential, then the setting, then the process.
+func (p *Postgres) Promise(ctx context.Context, r agent.Roster, e fsm.Epoch) error {
+	if err := p.m.Promise(e); err != nil {
+		return err
+	}
+	if err := p.m.DropCredentialsBelow(e); err != nil {
+		return err
+	}
+	o := p.m.Observe(ctx)
+	if !o.Reachable {
+		return fmt.Errorf("PostgreSQL does not answer: %s", o.Reason)
+	}
+	now := p.effective(r, o)
+	if now.Upstream != "" && !now.Epoch.Less(e) {
+		return nil // follows the promised epoch already
+	}
+	c := decide.Conf{Phase: now.Phase}
+	w, err := p.wanted(r, c)
+	if err != nil {
+		return err
+	}
+	if err := p.m.ClearUpstream(ctx, w); err != nil {
+		return err
+	}
+	p.remember(c)
+	return nil
+}
+
+const (
+	settlePoll = 10 * time.Millisecond
+	// settleFor is longer than wal_retrieve_retry_interval: the startup process has looked everywhere once more.
+	settleFor = 150 * time.Millisecond
+)
+
+// Settle implements agent.Postgres. Nothing is received any more; what was flushed must be replayed. That is proved at once
+// when replay has reached what was received, and else by standing still for longer than the startup process rests.
+func (p *Postgres) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
+	var at fsm.LSN
+	var since time.Time
+	tick := time.NewTicker(settlePoll)
+	defer tick.Stop()
+	for {
+		o := p.m.Observe(ctx)
+		switch {
+		case !o.Reachable:
+			return 0, 0, fmt.Errorf("PostgreSQL does not answer: %s", o.Reason)
+		case !o.InRecovery:
+			return 0, 0, errors.New("it is not a standby")
+		case o.ReplayPaused:
+			if err := p.m.ResumeReplay(ctx); err != nil {
+				return 0, 0, err
+			}
+		case o.Receiver != nil || !o.Settled || o.ReplayLSN != at:
+			at, since = o.ReplayLSN, time.Now()
+		case o.ReplayLSN == o.ReceiveLSN && o.ReplayLSN%segmentSize != 0, time.Since(since) >= settleFor:
+			return o.Timeline, o.ReplayLSN, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, 0, fmt.Errorf("still replaying, at %s of %s: %w", o.ReplayLSN, o.ReceiveLSN, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// segmentSize is the smallest WAL segment: a new receiver starts at the beginning of one, so that equality there proves
+// nothing.
+const segmentSize = 1 << 20
+
+// SetLineage implements agent.Postgres.
+func (p *Postgres) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
+	l, err := p.m.Local()
+	if err != nil {
+		return err
+	}
+	if have, ok := l.Lineage[tl]; ok && have == e {
+		return nil
+	}
+	return p.m.SetLineage(tl, e)
+}
+
+// Promoted implements agent.Postgres.
+func (p *Postgres) Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		o := p.m.Observe(ctx)
+		if o.Reachable && !o.InRecovery {
+			return p.m.PromotionPoint(ctx)
+		}
+		if !o.Running {
+			return 0, 0, 0, errors.New("PostgreSQL ended during the promotion: see its log " + p.cfg.LogFile)
+		}
+		select {
+		case <-ctx.Done():
+			return 0, 0, 0, fmt.Errorf("promotion still replays, at %s: %w", o.ReplayLSN, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+func wantedSlots(r agent.Roster) []string {
+	var want []string
+	for _, n := range r.Members {
+		if n.ID != r.Self {
+			want = append(want, pgconf.SlotName(n.ID))
+		}
+	}
+	return want
+}
+
+// Slots implements agent.Postgres.
+func (p *Postgres) Slots(ctx context.Context, r agent.Roster) error {
+	_, err := p.m.EnsureSlots(ctx, wantedSlots(r))
+	return err
+}
+
+// FirstCommit implements agent.Postgres.
+func (p *Postgres) FirstCommit(ctx context.Context, e fsm.Epoch) error {
+	_, err := p.m.FirstCommit(ctx, e)
+	return err
+}
+
+// Equip implements agent.Postgres.
+func (p *Postgres) Equip(ctx context.Context, r agent.Roster) error {
+	if err := p.m.EnsureRoles(ctx); err != nil {
+		return err
+	}
+	for _, db := range r.Databases {
+		if err := p.m.EnsureDatabase(ctx, db); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setAside(dataDir string) int {
+	found, _ := filepath.Glob(strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`).Replace(dataDir) + ".set-aside-*")
+	return len(found)
+}
