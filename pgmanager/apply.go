@@ -16,6 +16,10 @@ import (
 // ErrUnverified means that the server could not be asked whether it took the new settings.
 var ErrUnverified = errors.New("the effective settings could not be read")
 
+// ErrRefusedSettings means that the server took the managed values, but refuses other lines of its files; it would not start
+// from them.
+var ErrRefusedSettings = errors.New("PostgreSQL refuses part of its configuration")
+
 // Conf is what changes while PostgreSQL runs. The zero value is closed, without upstream and without synchronous standbys.
 type Conf struct {
 	Phase      pgconf.Phase
@@ -111,11 +115,17 @@ func (m *Manager) awaitReload(ctx context.Context, c *pgx.Conn, before time.Time
 			return fmt.Errorf("reload: %w: %w", ErrUnverified, err)
 		}
 		if now.After(before) {
-			return m.checkEffective(ctx, c)
+			if err := m.checkEffective(ctx, c); err != nil {
+				return err
+			}
+			if err := fileErrors(ctx, c); err != nil {
+				return fmt.Errorf("reload: %w: %w", ErrRefusedSettings, err)
+			}
+			return nil
 		}
 		if time.Since(begun) > reloadDoubt {
 			if err := fileErrors(ctx, c); err != nil {
-				return fmt.Errorf("reload: %w", err)
+				return fmt.Errorf("reload: nothing was changed: %w", err)
 			}
 		}
 		select {
@@ -152,7 +162,8 @@ func (m *Manager) checkEffective(ctx context.Context, c *pgx.Conn) error {
 // fileErrors returns what PostgreSQL finds wrong in its configuration files, settings that wait for a restart excepted.
 func fileErrors(ctx context.Context, c *pgx.Conn) error {
 	rows, err := c.Query(ctx, `SELECT sourcefile, sourceline, coalesce(name, ''), error FROM pg_file_settings
-		WHERE error IS NOT NULL AND error <> 'setting could not be applied' LIMIT 5`)
+		f WHERE error IS NOT NULL AND NOT EXISTS
+			(SELECT FROM pg_settings s WHERE lower(s.name) = lower(f.name) AND s.pending_restart) LIMIT 5`)
 	if err != nil {
 		return err
 	}
@@ -170,7 +181,7 @@ func fileErrors(ctx context.Context, c *pgx.Conn) error {
 		return err
 	}
 	if len(found) > 0 {
-		return fmt.Errorf("PostgreSQL refuses its configuration, correct it: %s", strings.Join(found, "; "))
+		return fmt.Errorf("correct these lines: %s", strings.Join(found, "; "))
 	}
 	return nil
 }
@@ -183,7 +194,12 @@ func (m *Manager) ClearUpstream(ctx context.Context, w Conf) error {
 	if _, err := m.Apply(w); err != nil {
 		return fmt.Errorf("clear the upstream: %w", err)
 	}
-	if err := errors.Join(m.Reload(ctx), m.EndReceiver(ctx)); err != nil {
+	loadErr := m.Reload(ctx)
+	if errors.Is(loadErr, ErrRefusedSettings) { // not about the upstream
+		m.log.Warn("upstream cleared, but the configuration has mistakes", "error", loadErr)
+		loadErr = nil
+	}
+	if err := errors.Join(loadErr, m.EndReceiver(ctx)); err != nil {
 		return fmt.Errorf("clear the upstream: %w", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package pgmanager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,7 +160,7 @@ func (m *Manager) askSource(ctx context.Context, up Upstream) (source, error) {
 	if err != nil {
 		return s, fmt.Errorf("ask the source: %w", err)
 	}
-	if want := m.wantSystemID(); want != "" && want != s.systemID {
+	if want := cmp.Or(up.SystemID, m.cfg.SystemID); want != "" && want != s.systemID {
 		return s, fmt.Errorf("%w: %s there, %s expected here; check the address", ErrOtherSystem, s.systemID, want)
 	}
 	if segment != "" {
@@ -194,6 +195,3 @@ func (s *source) readHistory(ctx context.Context, c *pgx.Conn) error {
 	s.history, err = pgconf.ParseHistory(tl, []byte(*text))
 	return err
 }
-
-// wantSystemID is the identifier that every server of this group has; empty when not known yet.
-func (m *Manager) wantSystemID() string { return m.cfg.SystemID }

@@ -47,6 +47,7 @@ type Upstream struct {
 	Slot     string    // physical slot on the upstream; empty for none
 	PassFile string    // credential of the epoch, see WriteCredential
 	Epoch    fsm.Epoch // epoch that made the upstream's timeline; used by Clone and Rewind only
+	SystemID string    // expected of it; empty means Config.SystemID; used by Clone and Rewind only
 }
 
 // Manager holds the hands. Its methods may be called from several goroutines, but only one of InitDB, Clone and Rewind

@@ -31,9 +31,10 @@ func (m *Manager) run(ctx context.Context, t tool) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, m.tools.Path(t.name), t.args...)
 	cmd.Dir = "/"
 	cmd.Env = append(m.environment(), t.env...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	// A group of its own: pg_basebackup and initdb have children that keep writing.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
 	cmd.WaitDelay = toolGrace
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: m.os.credential(), Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: m.os.credential(), Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	var out bytes.Buffer
 	tail := &tailWriter{onLine: t.onLine}
 	cmd.Stdout, cmd.Stderr = &out, tail
@@ -41,6 +42,9 @@ func (m *Manager) run(ctx context.Context, t tool) ([]byte, error) {
 	defer runtime.UnlockOSThread()
 	err := cmd.Run()
 	if ctx.Err() != nil {
+		if cmd.Process != nil {
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		}
 		return nil, fmt.Errorf("%s: %w", t.name, context.Cause(ctx))
 	}
 	if err != nil {

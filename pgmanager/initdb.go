@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"matriarch/pgmanager/pgconf"
 )
 
 // ErrNotOurs means that the data directory holds a cluster that Matriarch did not make.
@@ -28,6 +30,9 @@ func (m *Manager) InitDB(ctx context.Context) (systemID string, err error) {
 		return "", fmt.Errorf("initialise %s: %w", m.cfg.DataDir, err)
 	}
 	if err := m.initdb(ctx, tmp); err != nil {
+		return "", fmt.Errorf("initialise %s: %w", m.cfg.DataDir, err)
+	}
+	if err := m.firstLimits(ctx, tmp); err != nil {
 		return "", fmt.Errorf("initialise %s: %w", m.cfg.DataDir, err)
 	}
 	if err := m.makeStandby(tmp); err != nil {
@@ -85,6 +90,22 @@ func (m *Manager) initdb(ctx context.Context, dir string) error {
 	}
 	_, err = m.run(ctx, tool{name: "initdb", args: args("C")})
 	return err
+}
+
+// firstLimits brings our limits into the control file, where initdb put its own: a standby cannot start with lower ones,
+// and PostgreSQL is only ever started as a standby.
+func (m *Manager) firstLimits(ctx context.Context, dir string) error {
+	args := []string{"--single", "-D", dir, "-c", "shared_preload_libraries="}
+	managed := pgconf.Settings{Parameters: m.cfg.Parameters, Citus: m.cfg.Citus}.Managed()
+	for _, l := range limits {
+		if v, ok := managed[l.name]; ok {
+			args = append(args, "-c", l.name+"="+v)
+		}
+	}
+	if _, err := m.run(ctx, tool{name: "postgres", args: append(args, maintenanceDB)}); err != nil {
+		return fmt.Errorf("set the first limits: %w", err)
+	}
+	return nil
 }
 
 // freshSibling creates an empty folder of ours beside the data directory; what an interrupted run left there goes.

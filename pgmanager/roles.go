@@ -32,8 +32,8 @@ func (m *Manager) EnsureRoles(ctx context.Context) error {
 func ensureRole(ctx context.Context, c *pgx.Conn, name, attributes, password string) error {
 	var stored string
 	var fits bool
-	err := c.QueryRow(ctx, `SELECT coalesce(rolpassword, ''), rolcanlogin AND (rolsuper OR rolreplication)
-		AND (rolvaliduntil IS NULL OR rolvaliduntil = 'infinity') FROM pg_authid WHERE rolname = $1`, name).Scan(&stored, &fits)
+	err := c.QueryRow(ctx, `SELECT coalesce(rolpassword, ''), rolcanlogin AND (rolsuper OR (rolreplication AND NOT $2))
+		AND (rolvaliduntil IS NULL OR rolvaliduntil = 'infinity') FROM pg_authid WHERE rolname = $1`, name, strings.HasPrefix(attributes, "SUPERUSER")).Scan(&stored, &fits)
 	verb := "ALTER"
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):

@@ -145,17 +145,26 @@ func TestAutoConfCannotBeatUs(t *testing.T) {
 		t.Fatalf("auto.conf: %+v", got)
 	}
 
-	// A line behind our include is moved before it by the next start, until then it is reported.
+	// A line behind our include wins until the next start moves the include to the end; until then it is reported.
 	conf := filepath.Join(p.cfg.DataDir, "postgresql.conf")
-	f, err := os.OpenFile(conf, os.O_APPEND|os.O_WRONLY, 0)
+	good, err := os.ReadFile(conf)
 	p.must(err)
-	_, err = f.WriteString("synchronous_standby_names = 'ghost'\n")
-	p.must(err)
-	p.must(f.Close())
+	p.must(os.WriteFile(conf, append(slices.Clone(good), "synchronous_standby_names = 'ghost'\n"...), 0o600))
 	contains(t, p.Reload(p.ctx()), "synchronous_standby_names", "ghost", conf)
+	p.must(p.ensureInclude(p.cfg.DataDir))
+	p.must(p.Reload(p.ctx()))
 
-	p.must(os.WriteFile(p.cfg.managedFile(), []byte("work_mem = 'much'\n"), 0o600))
-	contains(t, p.Reload(p.ctx()), "managed.conf line 1", "work_mem")
+	p.must(os.WriteFile(conf, append([]byte("maintenance_work_mem = 'much'\n"), good...), 0o600))
+	err = p.Reload(p.ctx())
+	contains(t, err, "postgresql.conf line 1", "maintenance_work_mem")
+	if !errors.Is(err, ErrRefusedSettings) {
+		t.Fatalf("values were taken, yet: %v", err)
+	}
+	p.must(p.ClearUpstream(p.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
+
+	p.must(os.WriteFile(conf, append([]byte("work_mem = = 1\n"), good...), 0o600))
+	err = p.Reload(p.ctx())
+	contains(t, err, "postgresql.conf line 1", "nothing was changed")
 }
 
 func TestHBAPhases(t *testing.T) {

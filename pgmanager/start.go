@@ -75,8 +75,21 @@ func (m *Manager) configFileArgs() []string {
 	return []string{"-c", "config_file=" + m.cfg.ConfigFile, "-c", "data_directory=" + m.cfg.DataDir}
 }
 
-// raisedLimits lifts the settings that a standby needs at least as high as the primary that wrote its log, which the
-// control file tells; with lower ones recovery stops.
+// limits are the settings that a standby needs at least as high as the primary that wrote its log, which the control file
+// tells; with lower ones recovery stops.
+var limits = []struct {
+	name string
+	std  int // PostgreSQL's own default, where the managed file says nothing
+	need func(pgconf.ControlData) int
+}{
+	{"max_connections", 100, func(c pgconf.ControlData) int { return c.MaxConnections }},
+	{"max_worker_processes", 8, func(c pgconf.ControlData) int { return c.MaxWorkerProcesses }},
+	{"max_wal_senders", 10, func(c pgconf.ControlData) int { return c.MaxWALSenders }},
+	{"max_prepared_transactions", 0, func(c pgconf.ControlData) int { return c.MaxPreparedXacts }},
+	{"max_locks_per_transaction", 64, func(c pgconf.ControlData) int { return c.MaxLocksPerXact }},
+}
+
+// raisedLimits lifts the limits that are too low to replay the log held here.
 func (m *Manager) raisedLimits(ctx context.Context) ([]string, error) {
 	c, err := m.ControlData(ctx)
 	if err != nil {
@@ -84,21 +97,13 @@ func (m *Manager) raisedLimits(ctx context.Context) ([]string, error) {
 	}
 	have := m.lastApplied()
 	var args []string
-	for _, l := range []struct {
-		name string
-		need int
-		std  int // PostgreSQL's own default, where the managed file says nothing
-	}{
-		{"max_connections", c.MaxConnections, 100}, {"max_worker_processes", c.MaxWorkerProcesses, 8},
-		{"max_wal_senders", c.MaxWALSenders, 10}, {"max_prepared_transactions", c.MaxPreparedXacts, 0},
-		{"max_locks_per_transaction", c.MaxLocksPerXact, 64},
-	} {
+	for _, l := range limits {
 		now, err := strconv.Atoi(have[l.name])
 		if err != nil {
 			now = l.std
 		}
-		if now < l.need {
-			args = append(args, "-c", l.name+"="+strconv.Itoa(l.need))
+		if need := l.need(c); now < need {
+			args = append(args, "-c", l.name+"="+strconv.Itoa(need))
 		}
 	}
 	return args, nil
