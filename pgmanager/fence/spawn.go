@@ -1,0 +1,65 @@
+package fence
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+)
+
+// spawnWithin bounds the wait for a new sentinel to answer.
+const spawnWithin = 10 * time.Second
+
+// SpawnConfig tells how to start a sentinel.
+type SpawnConfig struct {
+	Executable string   // absolute path
+	Args       []string // without the program's name
+	Env        []string // nil: the caller's
+	LogFile    string   // gets what it prints before and after its own log
+	Socket     string   // the socket that Args makes it serve
+}
+
+// Spawn starts a sentinel that outlives the caller, unless one answers on the socket already, and returns once it answers. The caller's
+// supervisor must not kill it along with the agent (systemd: KillMode=process).
+func Spawn(ctx context.Context, cfg SpawnConfig) error {
+	ctx, cancel := context.WithTimeout(ctx, spawnWithin)
+	defer cancel()
+	if _, err := Peek(ctx, cfg.Socket); err == nil {
+		return nil
+	}
+	log, err := os.OpenFile(cfg.LogFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("start sentinel: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(cfg.Executable, cfg.Args...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = cfg.Env, "/", log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start sentinel: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // so that it leaves no zombie while the agent lives
+	return await(ctx, cfg, ended)
+}
+
+func await(ctx context.Context, cfg SpawnConfig, ended <-chan error) error {
+	for nap := napMin; ; nap = min(2*nap, napMax) {
+		_, err := Peek(ctx, cfg.Socket)
+		if err == nil {
+			return nil
+		}
+		select {
+		case exit := <-ended:
+			if _, err := Peek(ctx, cfg.Socket); err == nil {
+				return nil // another was quicker and holds the lock
+			}
+			return fmt.Errorf("start sentinel: it ended at once (%v): see %s", exit, cfg.LogFile)
+		case <-ctx.Done():
+			return fmt.Errorf("start sentinel: no answer on %s (%w): see %s", cfg.Socket, err, cfg.LogFile)
+		case <-time.After(nap):
+		}
+	}
+}
