@@ -238,3 +238,19 @@ func withElector(voters []Elector, p Elector) []Elector { return append(slices.C
 func withoutElector(voters []Elector, p Elector) []Elector {
 	return slices.DeleteFunc(slices.Clone(voters), func(v Elector) bool { return v.ID == p.ID })
 }
+
+// MayLose reports whether the voters without one of them have a healthy majority.
+func MayLose(peers []Elector, id fsm.NodeID) bool {
+	return healthyMajority(slices.DeleteFunc(slices.Clone(peers), func(p Elector) bool { return !p.Voter || p.ID == id }))
+}
+
+// Successor chooses who shall lead when the leader would rather not: a fit and healthy voter, whoever was heard of last.
+func Successor(peers []Elector) (Elector, bool) {
+	fit := slices.DeleteFunc(slices.Clone(peers), func(p Elector) bool {
+		return !p.Voter || p.Leader || p.NeverVoter || !p.CaughtUp || !p.healthy()
+	})
+	if len(fit) == 0 {
+		return Elector{}, false
+	}
+	return slices.MinFunc(fit, func(a, b Elector) int { return cmp.Or(cmp.Compare(a.Heard, b.Heard), cmp.Compare(a.ID, b.ID)) }), true
+}

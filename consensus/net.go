@@ -1,0 +1,203 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"matriarch/fsm"
+	"matriarch/transport"
+)
+
+// errStalled is what a leader with a hung disk gets instead of an answer.
+var errStalled = errors.New("not sent: this node's own log write hangs, another node shall lead")
+
+// network is Raft's transport. It embeds the library's by its concrete type: by the interface, pre-vote would be lost silently.
+type network struct {
+	*raft.NetworkTransport
+	busy     *busy
+	patience time.Duration // with a log write of our own
+	contacts *contacts
+}
+
+// SetHeartbeatHandler does nothing, so that heartbeats take Raft's main goroutine like everything else: the library's short cut
+// changes state and term beside it (hashicorp/raft#695).
+func (*network) SetHeartbeatHandler(func(raft.RPC)) {}
+
+// EncodePeer implements raft.Transport: a node's address, as far as Raft is concerned, is its UUID. A vote is remembered by it.
+func (*network) EncodePeer(id raft.ServerID, _ raft.ServerAddress) []byte { return []byte(id) }
+
+// AppendEntries implements raft.Transport. Heartbeats of the library do not wait for the leader's own disk: with a hung one it
+// would lead for ever and commit nothing, so it falls silent.
+func (t *network) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if t.busy.longer(t.patience) {
+		return errStalled
+	}
+	if t.contacts.idle(id, req) {
+		*resp = raft.AppendEntriesResponse{RPCHeader: req.RPCHeader, Term: req.Term, Success: true}
+		return nil
+	}
+	sent := time.Now()
+	err := t.NetworkTransport.AppendEntries(id, target, req, resp)
+	if err == nil {
+		t.contacts.answered(id, sent, req, resp)
+	}
+	return err
+}
+
+// AppendEntriesPipeline implements raft.Transport: none, at a few entries a second it gains nothing.
+func (*network) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
+	return nil, raft.ErrPipelineReplicationNotSupported
+}
+
+// contacts is what the leader knows of its peers from their answers.
+type contacts struct {
+	quiet time.Duration // within which an answered peer needs no further idle message
+
+	mu    sync.Mutex
+	term  uint64
+	peers map[fsm.NodeID]contact
+}
+
+type contact struct {
+	heard  time.Time // when an answer came
+	sent   time.Time // when what it answers was sent
+	match  uint64    // the log agrees up to here
+	commit uint64    // the commit index it has been told
+}
+
+func newContacts(quiet time.Duration) *contacts {
+	return &contacts{quiet: quiet, peers: map[fsm.NodeID]contact{}}
+}
+
+// idle reports whether a message tells the peer nothing new so soon after its last answer. The library sends twice as many idle
+// messages as are needed to keep a leader, and each costs both sides a wake-up. A peer that has not answered is never skipped,
+// and the leader may believe in it for no longer than the quiet time.
+func (c *contacts) idle(id raft.ServerID, req *raft.AppendEntriesRequest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.peers[fsm.NodeID(id)]
+	return ok && c.term == req.Term && len(req.Entries) == 0 && req.LeaderCommitIndex <= p.commit && req.PrevLogEntry <= p.match &&
+		time.Since(p.sent) < c.quiet
+}
+
+func (c *contacts) answered(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if req.Term > c.term {
+		c.term = req.Term
+		clear(c.peers)
+	}
+	if req.Term < c.term || resp.Term > req.Term {
+		return
+	}
+	p := c.peers[fsm.NodeID(id)]
+	p.heard = time.Now()
+	if resp.Success {
+		p.match = max(p.match, req.PrevLogEntry+uint64(len(req.Entries)))
+		p.commit = max(p.commit, min(req.LeaderCommitIndex, p.match))
+		p.sent = sent
+	} else {
+		p.match, p.commit, p.sent = 0, 0, time.Time{}
+	}
+	c.peers[fsm.NodeID(id)] = p
+}
+
+// of says when a peer last answered in the term, zero if it has not, and how far its log is known to agree.
+func (c *contacts) of(id fsm.NodeID, term uint64) (heard time.Time, match uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.term != term {
+		return time.Time{}, 0
+	}
+	p := c.peers[id]
+	return p.heard, p.match
+}
+
+// streams is the library's view of the network: a listener, and connections to nodes by UUID. Closing it closes all of them.
+type streams struct {
+	ctx  context.Context // ends dialing
+	ln   net.Listener
+	kind transport.Kind
+	self fsm.NodeID
+	book *book
+
+	mu     sync.Mutex
+	open   map[*tracked]struct{}
+	closed bool
+}
+
+func newStreams(ctx context.Context, ln net.Listener, kind transport.Kind, self fsm.NodeID, b *book) *streams {
+	return &streams{ctx: ctx, ln: ln, kind: kind, self: self, book: b, open: map[*tracked]struct{}{}}
+}
+
+// Accept implements net.Listener.
+func (s *streams) Accept() (net.Conn, error) {
+	c, err := s.ln.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return s.track(c)
+}
+
+// Dial implements raft.StreamLayer.
+func (s *streams) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
+	defer cancel()
+	c, err := s.book.dial(ctx, s.kind, fsm.NodeID(to))
+	if err != nil {
+		return nil, fmt.Errorf("reach node %s: %w", to, err)
+	}
+	return s.track(c)
+}
+
+// Close implements net.Listener.
+func (s *streams) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	open := s.open
+	s.open = nil
+	s.mu.Unlock()
+	for c := range open {
+		_ = c.Conn.Close() // nothing is owed to the other side
+	}
+	return s.ln.Close()
+}
+
+// Addr implements net.Listener.
+func (s *streams) Addr() net.Addr { return nodeAddr(s.self) }
+
+func (s *streams) track(c net.Conn) (net.Conn, error) {
+	t := &tracked{Conn: c, of: s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = c.Close() // as above
+		return nil, net.ErrClosed
+	}
+	s.open[t] = struct{}{}
+	return t, nil
+}
+
+type tracked struct {
+	net.Conn
+	of *streams
+}
+
+func (t *tracked) Close() error {
+	t.of.mu.Lock()
+	delete(t.of.open, t)
+	t.of.mu.Unlock()
+	return t.Conn.Close()
+}
+
+// nodeAddr is a node's UUID as an address.
+type nodeAddr fsm.NodeID
+
+func (nodeAddr) Network() string  { return "matriarch" }
+func (a nodeAddr) String() string { return string(a) }
