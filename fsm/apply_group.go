@@ -55,6 +55,7 @@ func (e entry) grant(c GrantCmd) Result {
 	case c.Instance == "" || c.TTL <= 0:
 		return refuse("grant group %d: instance or ttl missing", c.Group)
 	}
+	c.Pair = NewPair(c.Pair.K, c.Pair.S...)
 	if res := e.checkPair(g, c.Pair, c.Holder); !res.OK {
 		return res
 	}
@@ -81,6 +82,7 @@ func (e entry) nextEpoch(g Group) Epoch {
 	return Epoch{Inc: max(e.Cluster.Incarnation, g.Epoch.Inc), N: g.Epoch.N + 1}
 }
 
+// checkPair judges a normalised pair: a node counted twice would be two votes.
 func (e entry) checkPair(g Group, p Pair, holder NodeID) Result {
 	if p.K < 0 || p.K > len(p.S) || (p.K == 0 && len(p.S) > 0) {
 		return refuse("group %d: %d of %d synchronous standbys is not a set that can confirm", g.ID, p.K, len(p.S))
@@ -99,7 +101,7 @@ func (e entry) checkPair(g Group, p Pair, holder NodeID) Result {
 
 func addPair(pairs []Pair, p Pair) []Pair {
 	out := slices.DeleteFunc(slices.Clone(pairs), p.Equal)
-	return append(out, NewPair(p.K, p.S...))
+	return append(out, p)
 }
 
 // end frees a lease: released by its holder or expired by the leader.
@@ -134,12 +136,12 @@ func (e entry) promoted(c Promoted) Result {
 	switch {
 	case !ok || last.Epoch != c.Epoch || c.Epoch.IsZero():
 		return refuse("group %d: epoch %s is not the newest grant", c.Group, c.Epoch)
+	case c.Timeline == 0:
+		return refuse("group %d: no timeline given", c.Group)
 	case last.Timeline == c.Timeline:
 		return done
 	case last.Timeline != 0:
 		return refuse("group %d: epoch %s made timeline %d, not %d", c.Group, c.Epoch, last.Timeline, c.Timeline)
-	case c.Timeline == 0:
-		return refuse("group %d: no timeline given", c.Group)
 	}
 	g.Grants = slices.Clone(g.Grants)
 	last.Timeline, last.Parent, last.Fork = c.Timeline, c.Parent, c.Fork
@@ -168,6 +170,7 @@ func (e entry) syncPropose(c SyncPropose) Result {
 	if res := e.holderMayChange(g, c.Epoch); !res.OK {
 		return res
 	}
+	c.Pair = NewPair(c.Pair.K, c.Pair.S...)
 	if res := e.checkPair(g, c.Pair, g.Lease.Holder); !res.OK {
 		return res
 	}
@@ -205,7 +208,7 @@ func (e entry) syncConfirm(c SyncConfirm) Result {
 	}
 	last, _ := g.LastGrant()
 	switch {
-	case !g.Sync.Target().Equal(c.Pair):
+	case !g.Sync.Target().Equal(NewPair(c.Pair.K, c.Pair.S...)):
 		return refuse("group %d: the synchronous set to confirm is another one", c.Group)
 	case last.Epoch != c.Epoch || last.Timeline == 0:
 		return refuse("group %d: epoch %s has not recorded its promotion", c.Group, c.Epoch)

@@ -1,0 +1,309 @@
+package fsm
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var epochZero = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func node(id string, g GroupID) Node {
+	return Node{ID: NodeID(id), Name: "n-" + id, Group: g, Peer: id + ":7400", Postgres: id + ":5432"}
+}
+
+// play applies commands one after the other and fails when one that is not last is refused.
+func play(t testing.TB, s *State, cmds ...Command) (*State, Result) {
+	t.Helper()
+	var res Result
+	for i, c := range cmds {
+		data, err := Encode(c, fmt.Sprintf("r%d-%d", s.Index, i), epochZero)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 && !res.OK {
+			t.Fatalf("setup command %d (%s) was refused: %s", i-1, cmds[i-1].Kind(), res.Reason)
+		}
+		next, r := Apply(s, s.Index+1, data)
+		if err := Invariant(s, next); err != nil {
+			t.Fatalf("after %s %+v: %v", c.Kind(), c, err)
+		}
+		s, res = next, r
+	}
+	return s, res
+}
+
+func ep(n uint64) Epoch { return Epoch{Inc: 1, N: n} }
+
+var (
+	boot    = Bootstrap{ClusterID: "c", Incarnation: 1, Settings: DefaultSettings(), Node: node("a", 0), Token: &Token{ID: "t", Uses: 3}}
+	members = []Command{boot, Join{node("b", 0), "t"}, Join{node("c", 0), "t"}, Join{node("w", 1), "t"}}
+	initial = append(members[:len(members):len(members)], Claim{0, "a"}, Initialised{0, "a", "sys", 1})
+	granted = append(initial[:len(initial):len(initial)], grantTo("a", 0))
+	opened  = append(granted[:len(granted):len(granted)], Promoted{0, ep(1), 2, 1, 100}, SyncConfirm{0, ep(1), Pair{}})
+	quorate = append(opened[:len(opened):len(opened)],
+		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, SyncConfirm{0, ep(1), NewPair(1, "b")},
+		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b", "c")}, SyncConfirm{0, ep(1), NewPair(1, "b", "c")})
+	freed = append(quorate[:len(quorate):len(quorate)], Expire{0, ep(1)})
+)
+
+func grantTo(id NodeID, prev uint64, s ...NodeID) GrantCmd {
+	p := NewPair(0)
+	if len(s) > 0 {
+		p = NewPair(1, s...)
+	}
+	e := Epoch{}
+	if prev > 0 {
+		e = ep(prev)
+	}
+	return GrantCmd{Group: 0, Prev: e, Holder: id, Instance: "i-" + string(id), TTL: 5 * time.Second, Pair: p}
+}
+
+func with(n Node, f func(*Node)) Node { f(&n); return n }
+
+func ptr[T any](v T) *T { return &v }
+
+func opTo(id NodeID, trust bool) OperationPut {
+	return OperationPut{Group: 0, Operation: Operation{ID: "op", Kind: "failover", To: id, Trust: trust, By: "me"}}
+}
+
+func weak() Settings {
+	s := DefaultSettings()
+	s.TTL = time.Second
+	return s
+}
+
+// TestApplyRefusals: every refusal names its reason and changes nothing.
+func TestApplyRefusals(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		setup []Command
+		cmd   Command
+		why   string
+	}{
+		{"bootstrap twice", members, boot, "bootstrapped already"},
+		{"join by an unknown token", members, Join{node("x", 0), "nope"}, "not known"},
+		{"join by a used-up token", members, Join{node("x", 0), "t"}, "used up"},
+		{"join under a taken name", []Command{boot}, Join{with(node("x", 0), func(n *Node) { n.Name = "n-a" }), "t"}, "name n-a is taken"},
+		{"join at a taken address", []Command{boot}, Join{with(node("x", 0), func(n *Node) { n.Peer = "a:7400" }), "t"}, "is taken by node n-a"},
+		{"join at a taken PostgreSQL address", []Command{boot}, Join{with(node("x", 0), func(n *Node) { n.Postgres = "a:5432" }), "t"}, "is taken by node n-a"},
+		{"join a negative group", []Command{boot}, Join{node("x", -1), "t"}, "numbered from 0"},
+		{"join another group", members, Join{node("b", 1), "t"}, "belongs to group 0"},
+		{"join after removal", append(members[:3:3], NodeRemove{"c"}), Join{node("c", 0), "t"}, "removed from this cluster for good"},
+		{"put of a stranger", members, NodePut{node("x", 0)}, "not a member"},
+		{"put into another group", members, NodePut{node("b", 1)}, "cannot move to group 1"},
+		{"remove a stranger", members, NodeRemove{"x"}, "not a member"},
+		{"remove the holder", granted, NodeRemove{"a"}, "holds the lease"},
+		{"remove a synchronous standby", quorate, NodeRemove{"b"}, "synchronous set"},
+		{"remove the last primary", freed, NodeRemove{"a"}, "may be the only copy"},
+		{"drop a strange token", members, TokenDrop{"x"}, "not known"},
+		{"settings with a short ttl", members, SettingsPut{weak()}, "at least 4s"},
+		{"recover into the same incarnation", members, Recovered{1}, "not newer"},
+		{"claim for a stranger", members, Claim{0, "x"}, "not a member"},
+		{"claim for another group's node", members, Claim{0, "w"}, "not a member"},
+		{"claim an unknown group", members, Claim{9, "a"}, "not a member"},
+		{"claim an initialised group", initial, Claim{0, "b"}, "initialised already"},
+		{"initialise an unknown group", members, Initialised{9, "a", "s", 1}, "not known"},
+		{"initialise without the claim", members, Initialised{0, "b", "s", 1}, "may be initialised by"},
+		{"initialise another database", initial, Initialised{0, "b", "other", 1}, "belongs to another database cluster"},
+		{"grant to a stranger", initial, grantTo("x", 0), "not a member"},
+		{"grant to another group's node", initial, grantTo("w", 0), "not a member"},
+		{"grant before initialisation", members, grantTo("a", 0), "not initialised"},
+		{"grant of a held lease", granted, grantTo("b", 1), "n-a holds epoch 1.1"},
+		{"grant on an old epoch", freed, grantTo("b", 0), "the epoch is 1.1"},
+		{"grant without instance", initial, GrantCmd{Group: 0, Holder: "a", TTL: time.Second}, "instance or ttl missing"},
+		{"grant without ttl", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i"}, "instance or ttl missing"},
+		{"grant with the holder in its set", initial, grantTo("a", 0, "a", "b"), "cannot be in the synchronous set"},
+		{"grant with a stranger in the set", initial, grantTo("a", 0, "x"), "cannot be in the synchronous set"},
+		{"grant with another group's node in the set", initial, grantTo("a", 0, "w"), "cannot be in the synchronous set"},
+		{"grant that nobody confirms", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{0, []NodeID{"b"}}}, "not a set that can confirm"},
+		{"grant with too many to confirm", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{2, []NodeID{"b"}}}, "not a set that can confirm"},
+		{"grant counting one twice", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{2, []NodeID{"b", "b"}}}, "not a set that can confirm"},
+		{"grant with a negative count", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{-1, nil}}, "not a set that can confirm"},
+		{"synchronous grant of an asynchronous group", append(initial[:len(initial):len(initial)], GroupSet{Group: 0, Mode: Off}), grantTo("a", 0, "b"), "asynchronously"},
+		{"release of a free lease", freed, Release{Group: 0, Epoch: ep(1)}, "does not hold the lease"},
+		{"release of another epoch", granted, Release{Group: 0, Epoch: ep(2)}, "does not hold the lease"},
+		{"release in an unknown group", granted, Release{Group: 9, Epoch: ep(1)}, "does not hold the lease"},
+		{"expire of another epoch", granted, Expire{0, ep(2)}, "does not hold the lease"},
+		{"revoke of another epoch", granted, Revoke{Group: 0, Epoch: ep(2)}, "does not hold the lease"},
+		{"promotion of another epoch", granted, Promoted{0, ep(2), 2, 1, 1}, "not the newest grant"},
+		{"promotion of the zero epoch", initial, Promoted{0, Epoch{}, 2, 1, 1}, "not the newest grant"},
+		{"promotion in an unknown group", granted, Promoted{9, ep(1), 2, 1, 1}, "not the newest grant"},
+		{"second timeline of one epoch", opened, Promoted{0, ep(1), 3, 2, 1}, "made timeline 2, not 3"},
+		{"promotion without timeline", granted, Promoted{0, ep(1), 0, 1, 1}, "no timeline given"},
+		{"sync change by another epoch", opened, SyncPropose{Group: 0, Epoch: ep(2), Pair: NewPair(1, "b")}, "does not hold the lease"},
+		{"sync change without a lease", freed, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, "does not hold the lease"},
+		{"sync change under a revoked lease", append(opened[:len(opened):len(opened)], Revoke{Group: 0, Epoch: ep(1)}), SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, "is revoked"},
+		{"sync change by two members", opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b", "c")}, "one member at a time"},
+		{"sync change to the holder", opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "a")}, "cannot be in the synchronous set"},
+		{"confirm another pair", append(opened[:len(opened):len(opened)], SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}), SyncConfirm{0, ep(1), Pair{}}, "is another one"},
+		{"confirm before the promotion is recorded", granted, SyncConfirm{0, ep(1), Pair{}}, "has not recorded its promotion"},
+		{"confirm under a revoked lease", append(opened[:len(opened):len(opened)], Revoke{Group: 0, Epoch: ep(1)}), SyncConfirm{0, ep(1), Pair{}}, "is revoked"},
+		{"confirm by another epoch", opened, SyncConfirm{0, ep(2), Pair{}}, "does not hold the lease"},
+		{"policy of an unknown group", members, GroupSet{Group: 9, Mode: Off}, "not known"},
+		{"unknown mode", members, GroupSet{Group: 0, Mode: "some"}, "use quorum or off"},
+		{"operation on an unknown group", members, OperationPut{Group: 9}, "not known"},
+		{"operation to a stranger", opened, opTo("x", false), "not a member"},
+		{"operation to another group's node", opened, opTo("w", false), "not a member"},
+		{"operation to the primary", opened, opTo("a", false), "is the primary of group 0 already"},
+		{"trust without need", freed, opTo("b", true), "only after the control plane was rebuilt"},
+		{"second operation", append(opened[:len(opened):len(opened)], opTo("b", false)), OperationPut{Group: 0, Operation: Operation{ID: "other", To: "c"}}, "is under way"},
+		{"drop of no operation", opened, OperationDrop{Group: 0, ID: "op"}, "no such operation"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before, res := play(t, NewState(), tc.setup...)
+			if !res.OK {
+				t.Fatalf("setup refused: %s", res.Reason)
+			}
+			data, _ := Encode(tc.cmd, "", epochZero)
+			after, res := Apply(before, before.Index+1, data)
+			if res.OK || !strings.Contains(res.Reason, tc.why) {
+				t.Fatalf("got %+v, want a refusal with %q", res, tc.why)
+			}
+			want := *before
+			want.Index++
+			if d := cmp.Diff(&want, after); d != "" {
+				t.Errorf("a refused command changed the state:\n%s", d)
+			}
+		})
+	}
+}
+
+// TestApplyEffects: what each accepted command leaves behind.
+func TestApplyEffects(t *testing.T) {
+	g0 := func(s *State) Group { return s.Groups[0] }
+	seq := func(base []Command, more ...Command) []Command { return append(base[:len(base):len(base)], more...) }
+	for _, tc := range []struct {
+		name string
+		cmds []Command
+		get  func(*State) any
+		want any
+	}{
+		{"bootstrap makes node, group and token", []Command{boot}, func(s *State) any { return []any{s.NodeIDs(), s.GroupIDs(), s.Tokens["t"].Uses, s.Cluster.Gate} }, []any{[]NodeID{"a"}, []GroupID{0}, 3, Protocol}},
+		{"a join costs a use", members, func(s *State) any { return s.Tokens["t"].Uses }, 0},
+		{"a repeated join costs none", seq(members[:2], Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 2},
+		{"a known node may join by a used-up token", seq(members, Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 0},
+		{"groups come with their nodes", members, func(s *State) any { return []any{s.GroupIDs(), s.Groups[1].Mode} }, []any{[]GroupID{0, 1}, Quorum}},
+		{"a put keeps report and seniority", seq(members, Tick{map[NodeID]Report{"b": {State: "running"}}}, NodePut{with(node("b", 0), func(n *Node) { n.Zone = "z" })}),
+			func(s *State) any { return []any{s.Nodes["b"].Zone, s.Nodes["b"].Joined, s.Nodes["b"].Report.State} }, []any{"z", uint64(2), "running"}},
+		{"a report gets the leader's time", seq(members, Tick{map[NodeID]Report{"b": {}, "x": {}}}), func(s *State) any { return []any{s.Nodes["b"].Report.At, len(s.Nodes)} }, []any{epochZero, 4}},
+		{"a removed node is remembered", seq(members, NodeRemove{"c"}), func(s *State) any { return []any{s.Removed, s.NodeIDs()} }, []any{map[NodeID]string{"c": "n-c"}, []NodeID{"a", "b", "w"}}},
+		{"a claim falls with its node", seq(members, Claim{0, "c"}, NodeRemove{"c"}), func(s *State) any { return g0(s).ClaimedBy }, NodeID("")},
+		{"a group goes with its last node", seq(members, NodeRemove{"w"}), func(s *State) any { return s.GroupIDs() }, []GroupID{0}},
+		{"tokens", seq(members, TokenPut{Token{ID: "u"}}, TokenDrop{"t"}), func(s *State) any { return s.Tokens }, map[string]Token{"u": {ID: "u"}}},
+		{"the gate only rises", seq(members, GateSet{7}, GateSet{3}), func(s *State) any { return s.Cluster.Gate }, 7},
+		{"initialised", initial, func(s *State) any { return []any{g0(s).SystemID, g0(s).LastHolder, g0(s).Sync.Pairs, g0(s).Grants} },
+			[]any{"sys", NodeID("a"), []Pair{{}}, []Grant{{Holder: "a", Timeline: 1}}}},
+		{"initialised again", seq(initial, Initialised{0, "b", "sys", 9}), func(s *State) any { return g0(s).LastHolder }, NodeID("a")},
+		{"grant", granted, func(s *State) any { return []any{g0(s).Epoch, g0(s).Lease, g0(s).Opened()} },
+			[]any{ep(1), Lease{Holder: "a", Instance: "i-a", Epoch: ep(1), TTL: 5 * time.Second}, false}},
+		{"opened by the first confirmation", opened, func(s *State) any { return []any{g0(s).Opened(), g0(s).Sync.Joint()} }, []any{true, false}},
+		{"a change of sync is joint until confirmed", seq(opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).Opened()} },
+			[]any{[]Pair{{}, NewPair(1, "b")}, true}},
+		{"the same pair again is no change", seq(quorate, SyncPropose{Group: 0, Epoch: ep(1), Pair: Pair{1, []NodeID{"c", "b"}}}), func(s *State) any { return g0(s).Sync.Pairs }, []Pair{NewPair(1, "b", "c")}},
+		{"a Grant keeps the pair in force", seq(freed, grantTo("b", 1, "c")), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).LastHolder, g0(s).Opened()} },
+			[]any{[]Pair{NewPair(1, "b", "c"), NewPair(1, "c")}, NodeID("b"), false}},
+		{"two Grants in a row keep all pairs", seq(freed, grantTo("b", 1, "c"), Expire{0, ep(2)}, grantTo("c", 2)), func(s *State) any { return g0(s).Sync.Pairs },
+			[]Pair{NewPair(1, "b", "c"), NewPair(1, "c"), {}}},
+		{"confirmation ends the joint phase", seq(freed, grantTo("b", 1, "c"), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), NewPair(1, "c")}), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).Opened()} },
+			[]any{[]Pair{NewPair(1, "c")}, true}},
+		{"an adopted server brings its timeline", seq(initial, func() Command { c := grantTo("a", 0); c.Adopt = 4; return c }()), func(s *State) any { g, _ := g0(s).LastGrant(); return g },
+			Grant{Epoch: ep(1), Holder: "a", Timeline: 4, Parent: 4}},
+		{"a late record of a promotion", seq(granted, Expire{0, ep(1)}, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { g, _ := g0(s).LastGrant(); return g },
+			Grant{Epoch: ep(1), Holder: "a", Timeline: 2, Parent: 1, Fork: 100}},
+		{"recorded twice", seq(opened, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { return len(g0(s).Grants) }, 2},
+		{"revoked", seq(opened, Revoke{Group: 0, Epoch: ep(1)}, Revoke{Group: 0, Epoch: ep(1)}), func(s *State) any { return []any{g0(s).Held(), g0(s).Lease.Revoked, len(s.History[0])} }, []any{true, true, 5}},
+		{"released", seq(opened, Release{Group: 0, Epoch: ep(1)}), func(s *State) any { return []any{g0(s).Lease, g0(s).Epoch, g0(s).LastHolder} }, []any{Lease{}, ep(1), NodeID("a")}},
+		{"recovered", seq(quorate, opTo("b", false), Recovered{2}), func(s *State) any { return []any{g0(s).Sync.Unknown, g0(s).Op, s.Cluster.Incarnation} }, []any{true, (*Operation)(nil), uint64(2)}},
+		{"the epoch after recovery is above all before", seq(freed, Recovered{2}, grantTo("b", 1)), func(s *State) any { return []any{g0(s).Epoch, g0(s).Sync.Unknown} }, []any{Epoch{2, 2}, true}},
+		{"the first confirmation makes sync known", seq(freed, Recovered{2}, grantTo("b", 1), Promoted{0, Epoch{2, 2}, 3, 2, 1}, SyncConfirm{0, Epoch{2, 2}, Pair{}}), func(s *State) any { return g0(s).Sync },
+			Sync{Pairs: []Pair{{}}, Confirmed: Epoch{2, 2}}},
+		{"policy", seq(members, GroupSet{Group: 0, Mode: Off, Paused: ptr(true)}, GroupSet{Group: 0, Paused: ptr(false)}), func(s *State) any { return []any{g0(s).Mode, g0(s).Paused} }, []any{Off, false}},
+		{"an operation", seq(opened, opTo("b", false)), func(s *State) any { return g0(s).Op.To }, NodeID("b")},
+		{"an operation ends with the Grant", seq(freed, opTo("b", false), grantTo("b", 1)), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},
+		{"an operation given up", seq(opened, opTo("b", false), OperationDrop{Group: 0, ID: "op"}), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, res := play(t, NewState(), tc.cmds...)
+			if !res.OK {
+				t.Fatalf("refused: %s", res.Reason)
+			}
+			if got := tc.get(s); !reflect.DeepEqual(got, tc.want) {
+				t.Error(cmp.Diff(tc.want, got))
+			}
+		})
+	}
+}
+
+func TestRequestsAreRememberedOnce(t *testing.T) {
+	s, _ := play(t, NewState(), initial...)
+	data, _ := Encode(grantTo("a", 0), "once", epochZero)
+	s1, r1 := Apply(s, 50, data)
+	s2, r2 := Apply(s1, 51, data)
+	if r1 != r2 || !r2.OK || r2.Epoch != ep(1) {
+		t.Fatalf("first %+v, again %+v", r1, r2)
+	}
+	if s2.Groups[0].Epoch != ep(1) || s2.Index != 51 || len(s2.Requests) != len(s1.Requests) {
+		t.Fatal("a repeated request was carried out again")
+	}
+	refused, _ := Encode(grantTo("b", 7), "refused", epochZero)
+	s3, r3 := Apply(s2, 52, refused)
+	s3, _ = play(t, s3, Release{Group: 0, Epoch: ep(1)})
+	if _, r4 := Apply(s3, 60, refused); r3 != r4 || r4.OK {
+		t.Fatalf("a refusal was not remembered: %+v then %+v", r3, r4)
+	}
+	for i := range maxRequests {
+		d, _ := Encode(GateSet{1}, fmt.Sprintf("x%d", i), epochZero)
+		s3, _ = Apply(s3, s3.Index+1, d)
+	}
+	if len(s3.Requests) != maxRequests || s3.Requests[0].ID != "x0" {
+		t.Fatalf("remembers %d, oldest %s", len(s3.Requests), s3.Requests[0].ID)
+	}
+	before := len(s3.Requests)
+	d, _ := Encode(Tick{}, "", epochZero)
+	if s4, _ := Apply(s3, s3.Index+1, d); len(s4.Requests) != before {
+		t.Fatal("a tick entered the memory of requests")
+	}
+}
+
+func TestUnknownCommands(t *testing.T) {
+	s, _ := play(t, NewState(), members...)
+	for _, tc := range []struct {
+		data      string
+		fatal, ok bool
+	}{
+		{`{"v":9,"type":"from_the_future","body":{}}`, true, false},
+		{`{"v":9,"type":"from_the_future","ignore":true,"body":{}}`, false, true},
+		{`not json`, false, false},
+		{`{"v":1,"type":"claim","body":{"group":"x"}}`, false, false},
+		{`{"v":1,"type":"claim"}`, false, false},
+	} {
+		next, res := Apply(s, 99, []byte(tc.data))
+		if res.Fatal != tc.fatal || res.OK != tc.ok {
+			t.Errorf("%s: %+v", tc.data, res)
+		}
+		if tc.fatal && next != s {
+			t.Errorf("%s: the state moved past a command nobody knows here", tc.data)
+		}
+		if !tc.fatal && next.Index != 99 {
+			t.Errorf("%s: index %d", tc.data, next.Index)
+		}
+	}
+}
+
+// TestHistoryAndGrantsAreRings: neither grows for ever.
+func TestHistoryAndGrantsAreRings(t *testing.T) {
+	s, _ := play(t, NewState(), initial...)
+	for i := range uint64(maxGrants + 5) {
+		g := grantTo("a", i)
+		s, _ = play(t, s, g, Release{Group: 0, Epoch: ep(i + 1)})
+	}
+	g := s.Groups[0]
+	if len(g.Grants) != maxGrants || len(s.History[0]) != maxHistory || g.Grants[maxGrants-1].Epoch != ep(maxGrants+5) {
+		t.Fatalf("%d grants, %d lines of history", len(g.Grants), len(s.History[0]))
+	}
+}
