@@ -20,9 +20,8 @@ type stream struct {
 	net      *FakeNet
 	from, to string
 	wake     *sync.Cond
-	segs     []segment
+	segs     []segment // later ones wait behind the first, however fast they were
 	size     int
-	last     time.Time // when the newest segment arrives: later ones never overtake
 }
 
 // segment is data, or the end of the stream when end is set.
@@ -38,10 +37,6 @@ func newStream(n *FakeNet, from, to string) *stream {
 
 func (s *stream) push(g segment) {
 	g.at = time.Now().Add(s.net.latency(s.from, s.to))
-	if g.at.Before(s.last) {
-		g.at = s.last
-	}
-	s.last = g.at
 	s.segs = append(s.segs, g)
 	s.size += len(g.data)
 	s.wake.Broadcast()

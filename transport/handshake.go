@@ -9,6 +9,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Kind is the protocol spoken on a connection.
@@ -146,8 +147,10 @@ var errNotMatriarch = errors.New("client does not speak a matriarch protocol")
 func (m *material) explain(err error, incarnation uint64) error {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "remote error" {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return fmt.Errorf("%w: it closed the connection in the handshake: its log says why", ErrRefused)
+		for _, gone := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+			if errors.Is(err, gone) {
+				return fmt.Errorf("%w: it closed the connection in the handshake (%w): its log says why", ErrRefused, err)
+			}
 		}
 		return err
 	}

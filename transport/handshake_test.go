@@ -204,6 +204,11 @@ func TestDialExplainsAlerts(t *testing.T) {
 				c.Close()
 			},
 			"n1:2": func(c net.Conn) { c.Close() },
+			"n1:4": func(c net.Conn) { // another TLS port of ours, such as the API's
+				t := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{id.cur.Load().leaf}})
+				_, _ = t.Write([]byte{welcome})
+				t.Close()
+			},
 			"n1:3": func(c net.Conn) { _, _ = c.Write([]byte("SSH-2.0-x\r\n")); c.Close() },
 		} {
 			l, err := n.Host("n1").Listen(addr)
@@ -225,6 +230,9 @@ func TestDialExplainsAlerts(t *testing.T) {
 			}
 			if addr == "n1:2" && !errors.Is(err, ErrRefused) {
 				t.Fatalf("closed at once: %v", err)
+			}
+			if addr == "n1:4" && (!errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "chose protocol")) {
+				t.Fatalf("no ALPN: %v", err)
 			}
 			l.Close()
 		}

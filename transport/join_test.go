@@ -123,6 +123,21 @@ func TestJoinPinsTheCA(t *testing.T) {
 	})
 }
 
+func TestJoinChecksTheAnswer(t *testing.T) {
+	var answer JoinResponse
+	admit := func(context.Context, JoinRequest) (JoinResponse, error) { return answer, nil }
+	inJoinBed(t, map[string]admitFunc{"n1:7400": admit}, func(t *testing.T, b *joinBed) {
+		answer = JoinResponse{ClusterID: clusterA, CAPEM: newCA(t, clusterA).CertPEM()}
+		if _, err := b.join(t, "n1:7400", b.token, JoinRequest{}); !errors.Is(err, ErrFingerprint) {
+			t.Fatalf("another CA: %v", err)
+		}
+		answer = JoinResponse{ClusterID: clusterB, CAPEM: b.ca.CertPEM()}
+		if _, err := b.join(t, "n1:7400", b.token, JoinRequest{}); !errors.Is(err, ErrFingerprint) {
+			t.Fatalf("another cluster: %v", err)
+		}
+	})
+}
+
 // A server that shows the right CA certificate beside a leaf which that CA has not signed must not get the secret.
 func TestJoinRefusesABorrowedCA(t *testing.T) {
 	ca, evil := newCA(t, clusterA), newCA(t, clusterA)

@@ -109,12 +109,12 @@ type endpoint struct {
 
 func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // fails only on a dead connection
+	// net/http lifts this deadline once it has the whole body, so a handler may take longer. It fails only on a dead connection.
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, e.limit))
 	var out any
 	switch {
 	case err == nil:
-		_ = rc.SetReadDeadline(time.Time{}) // else it would end a long handler as if the client were gone
 		out, err = e.run(r.Context(), body)
 	case asTooLarge(err):
 		err = &Error{Code: CodeTooLarge, Message: fmt.Sprintf("request of more than %d bytes", e.limit)}

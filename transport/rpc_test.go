@@ -208,6 +208,8 @@ func TestRPCDeadlineReachesHandler(t *testing.T) {
 			ended <- time.Since(start)
 			return struct{}{}, ctx.Err()
 		})
+		// The server cannot learn from the connection that the caller has given up.
+		time.AfterFunc(time.Second, func() { b.net.Isolate("n2") })
 		start := time.Now()
 		err := b.client.Call(ctxFor(t, 3*time.Second), addrS, nodeS, "wait", struct{}{}, nil)
 		if err == nil || time.Since(start) > 3*time.Second {
@@ -216,6 +218,7 @@ func TestRPCDeadlineReachesHandler(t *testing.T) {
 		if d := <-ended; d < 2990*time.Millisecond || d > 3*time.Second {
 			t.Fatalf("handler ended after %v", d)
 		}
+		b.net.HealAll()
 		start = time.Now()
 		err = b.client.Call(t.Context(), addrS, nodeS, "wait", struct{}{}, nil)
 		if err == nil || time.Since(start) != defaultCallTimeout {
