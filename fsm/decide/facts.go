@@ -16,11 +16,12 @@ type Facts struct {
 	Settings fsm.Settings
 
 	Member    bool      // this node is in the state
-	Removed   bool      // it was taken out for good
+	Removed   bool      // it was taken out for good, by the state or the leader's word
 	Running   bool      // some process of PostgreSQL lives
 	Primary   bool      // PostgreSQL is writable
 	Mine      bool      // the state has the lease with this node and this sentinel, unrevoked
 	HoldsAny  bool      // the state has the lease with this node, whatever the sentinel
+	Stale     bool      // this node has seen a newer epoch of its group than its copy of the state: the log has not caught up yet
 	Epoch     fsm.Epoch // of our lease
 	Last      fsm.Grant // the group's newest grant
 	HasLast   bool
@@ -34,7 +35,8 @@ type Facts struct {
 func facts(v View) Facts {
 	f := Facts{View: v}
 	f.Node, f.Member = v.State.Nodes[v.Self]
-	_, f.Removed = v.State.Removed[v.Self]
+	_, gone := v.State.Removed[v.Self]
+	f.Removed = gone || v.Removed
 	f.Group = v.State.Groups[f.Node.Group]
 	f.Settings = v.State.Cluster.Settings
 	f.Running = v.Sentinel.Postmaster != 0
@@ -44,13 +46,28 @@ func facts(v View) Facts {
 	f.Mine = f.HoldsAny && l.Instance == v.Instance && !l.Revoked
 	f.Epoch = l.Epoch
 	f.Last, f.HasLast = f.Group.LastGrant()
-	f.Upstream = f.Member && f.Group.Held() && !f.HoldsAny && f.HasLast && f.Last.Epoch == l.Epoch &&
+	f.Stale = f.Group.Epoch.Less(f.newestSeen())
+	f.Upstream = f.Member && !f.Stale && f.Group.Held() && !f.HoldsAny && f.HasLast && f.Last.Epoch == l.Epoch &&
 		f.Last.Timeline != 0 && !l.Epoch.Less(v.Local.Promise)
 	f.Clonable = f.Upstream && f.Group.Opened()
 	if f.Upstream {
-		f.Relation, f.Fork = Relate(f.Group, f.PG.Timeline, f.PG.LSN, v.Local.Lineage[f.PG.Timeline])
+		f.Relation, f.Fork = Relate(f.Group, f.PG.Timeline, f.PG.LSN, v.Local.LineageOf(f.PG.Timeline))
 	}
 	return f
+}
+
+// newestSeen is the newest epoch that this node has been primary under or has followed, by its own records.
+func (f Facts) newestSeen() fsm.Epoch {
+	var e fsm.Epoch
+	if f.Primary {
+		e = f.Sentinel.Epoch
+	}
+	for _, made := range f.Local.Lineage {
+		if e.Less(made) {
+			e = made
+		}
+	}
+	return e
 }
 
 // Relation says how a node's data relates to the group's primary.

@@ -18,6 +18,7 @@ type GroupView struct {
 	Refusals  map[fsm.NodeID]string        // why others could not be recruited yet
 	Asking    time.Duration                // since recruiting for this epoch began; 0: not begun
 	Enough    time.Duration                // since the recruits have sufficed; 0: they do not
+	Leading   time.Duration                // since the leader's Ready: nodes not in Heard have been silent for as long
 	Reference fsm.LSN                      // newest position the last holder reported
 }
 
@@ -71,24 +72,23 @@ const (
 type GroupFacts struct {
 	GroupView
 	Members    []fsm.Node
+	True       []Recruit // those whose last timeline is the recorded one; the others prove nothing
 	Suffices   bool
 	Lacking    string
 	Ranked     []Recruit
 	Pending    []fsm.NodeID // alive, not answered, not refused
-	HolderBack bool         // the last holder is among the recruits
 }
 
 func groupFacts(v GroupView) GroupFacts {
 	f := GroupFacts{GroupView: v, Members: v.State.Members(v.Group.ID)}
-	var ids, got []fsm.NodeID
-	for _, n := range f.Members {
-		ids = append(ids, n.ID)
-	}
+	var got []fsm.NodeID
 	for _, r := range v.Recruits {
 		got = append(got, r.Node)
-		f.HolderBack = f.HolderBack || r.Node == v.Group.LastHolder
+		if v.Group.Sync.Unknown || lineageTrue(v.Group, r.Timeline, r.Lineage) {
+			f.True = append(f.True, r)
+		}
 	}
-	f.Suffices, f.Lacking = Sufficient(v.Group, ids, got)
+	f.Suffices, f.Lacking = Sufficient(v.Group, f.memberIDs(), nodesOf(f.True))
 	if v.Group.Mode == fsm.Off && !f.Suffices && !v.Group.Sync.Unknown && v.Group.Sync.Target().K == 0 {
 		f.Suffices, f.Lacking = f.asyncSufficient()
 	}
@@ -102,6 +102,20 @@ func groupFacts(v GroupView) GroupFacts {
 		}
 	}
 	return f
+}
+
+func (f GroupFacts) memberIDs() (ids []fsm.NodeID) {
+	for _, n := range f.Members {
+		ids = append(ids, n.ID)
+	}
+	return ids
+}
+
+func nodesOf(rs []Recruit) (ids []fsm.NodeID) {
+	for _, r := range rs {
+		ids = append(ids, r.Node)
+	}
+	return ids
 }
 
 // asyncSufficient: an asynchronous group may elect a standby that misses at most so many bytes of what was last reported,
@@ -227,7 +241,7 @@ var ClusterRules = []ClusterRule{
 		"C340", "no candidate", "",
 		func(f GroupFacts) bool { return f.chosen() == nil },
 		func(f GroupFacts) (ClusterAction, string) {
-			return RecruitAll{}, fmt.Sprintf("%d members recruited, none may become primary (nofailover, or a timeline that is not the recorded one)%s", len(f.Recruits), f.refusalText())
+			return RecruitAll{}, fmt.Sprintf("%d members recruited, none may become primary (nofailover, a timeline that is not the recorded one, or behind a node that may not)%s", len(f.Recruits), f.refusalText())
 		},
 	},
 	{
@@ -243,7 +257,11 @@ var ClusterRules = []ClusterRule{
 
 // beginner is the node that should create the group: the one with the right, unless it is silent; then the oldest alive.
 func (f GroupFacts) beginner() fsm.NodeID {
-	if _, member := f.State.Nodes[f.Group.ClaimedBy]; member && f.Heard[f.Group.ClaimedBy] < reclaimAfter {
+	silent, heard := f.Heard[f.Group.ClaimedBy]
+	if !heard {
+		silent = f.Leading
+	}
+	if _, member := f.State.Nodes[f.Group.ClaimedBy]; member && silent < reclaimAfter {
 		return f.Group.ClaimedBy
 	}
 	for _, n := range f.Members {
@@ -261,8 +279,8 @@ func (f GroupFacts) opCandidate() fsm.NodeID {
 	return f.Group.Op.To
 }
 
-// chosen is the winner: the candidate an operator named if it has all that the best has (or is named to be trusted), else
-// the best.
+// chosen is the winner: the candidate an operator named (or names to be trusted), else the best; but only one that is sure
+// to have every acknowledged commit. The best may not be: a node that may not become primary can have more.
 func (f GroupFacts) chosen() *Recruit {
 	to := f.opCandidate()
 	if f.Group.Op != nil && f.Group.Op.Trust {
@@ -273,14 +291,8 @@ func (f GroupFacts) chosen() *Recruit {
 		}
 		return nil
 	}
-	if len(f.Ranked) == 0 {
-		return nil
-	}
-	if to == "" {
-		return &f.Ranked[0]
-	}
 	for _, r := range f.Ranked {
-		if r.Node == to && f.safe(r) {
+		if (to == "" || r.Node == to) && f.safe(r) {
 			return &r
 		}
 	}
@@ -290,16 +302,13 @@ func (f GroupFacts) chosen() *Recruit {
 // safe reports whether the recruits that c is not behind suffice by themselves: then c has every acknowledged commit, though
 // others may have more that never was.
 func (f GroupFacts) safe(c Recruit) bool {
-	var ids, behind []fsm.NodeID
-	for _, n := range f.Members {
-		ids = append(ids, n.ID)
-	}
-	for _, r := range f.Recruits {
+	var behind []fsm.NodeID
+	for _, r := range f.True {
 		if r.Node == c.Node || r.Lineage.Less(c.Lineage) || (r.Lineage == c.Lineage && r.LSN <= c.LSN) {
 			behind = append(behind, r.Node)
 		}
 	}
-	ok, _ := Sufficient(f.Group, ids, behind)
+	ok, _ := Sufficient(f.Group, f.memberIDs(), behind)
 	return ok || f.Group.Mode == fsm.Off
 }
 
@@ -307,7 +316,7 @@ func (f GroupFacts) safe(c Recruit) bool {
 func (f GroupFacts) followers(w Recruit) []fsm.NodeID {
 	var out []fsm.NodeID
 	for _, r := range f.Recruits {
-		if r.Node != w.Node && r.Lineage == w.Lineage && r.LSN <= w.LSN && !f.State.Nodes[r.Node].Tags.NoSync {
+		if r.Node != w.Node && r.Lineage == w.Lineage && r.Timeline == w.Timeline && r.LSN <= w.LSN && !f.State.Nodes[r.Node].Tags.NoSync {
 			out = append(out, r.Node)
 		}
 	}

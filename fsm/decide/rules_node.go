@@ -56,9 +56,16 @@ var NodeRules = []NodeRule{
 	},
 	{
 		"R112", "primary under another epoch", "one promotion belongs to one epoch; a revoked one is never renewed",
-		func(f Facts) bool { return f.Primary && (!f.Mine || f.Sentinel.Epoch != f.Epoch) },
+		func(f Facts) bool { return f.Primary && !f.Stale && (!f.Mine || f.Sentinel.Epoch != f.Epoch) },
 		func(f Facts) (Action, string) {
 			return Fence{}, fmt.Sprintf("PostgreSQL is writable under epoch %s, but the lease of group %d is %s", f.Sentinel.Epoch, f.Group.ID, f.leaseText())
+		},
+	},
+	{
+		"R113", "primary, the state is older", "after a restart of the agent the log is read first; the sentinel keeps the deadline",
+		func(f Facts) bool { return f.Primary && f.Stale },
+		func(f Facts) (Action, string) {
+			return nil, fmt.Sprintf("PostgreSQL is writable under epoch %s; waiting until the state, which has epoch %s, has caught up", f.Sentinel.Epoch, f.Group.Epoch)
 		},
 	},
 	{
@@ -72,7 +79,7 @@ var NodeRules = []NodeRule{
 	},
 	{
 		"R118", "holder must give way", "a revoked lease, or one of an earlier sentinel, cannot be renewed",
-		func(f Facts) bool { return f.HoldsAny && !f.Mine && f.Running && f.Job == "" },
+		func(f Facts) bool { return f.HoldsAny && !f.Mine && !f.Stale && f.Running && f.Job == "" },
 		func(f Facts) (Action, string) {
 			return Fence{}, fmt.Sprintf("epoch %s is %s: stopping so that it can be given back", f.Epoch, f.leaseText())
 		},
@@ -251,7 +258,7 @@ var NodeRules = []NodeRule{
 		func(f Facts) bool { return f.Clonable && f.Conf.Upstream == "" && f.Relation == Foreign },
 		func(f Facts) (Action, string) {
 			from := f.cloneSource()
-			return Clone{from, f.Epoch}, fmt.Sprintf("timeline %d here was made by epoch %s, which is not the one recorded: cloning from %s, the old directory is set aside", f.PG.Timeline, f.Local.Lineage[f.PG.Timeline], f.State.Name(from))
+			return Clone{from, f.Epoch}, fmt.Sprintf("timeline %d here was made by epoch %s, which is not the one recorded: cloning from %s, the old directory is set aside", f.PG.Timeline, f.Local.LineageOf(f.PG.Timeline), f.State.Name(from))
 		},
 	},
 	{

@@ -10,6 +10,7 @@ import (
 type View struct {
 	Self      fsm.NodeID
 	State     *fsm.State
+	Removed   bool          // the leader says that this node was taken out for good
 	Instance  string        // of our sentinel, drawn at its start
 	LeaseLeft time.Duration // how long the answered keepalive of Sentinel.Epoch or, on a standby, of our lease in State is still valid
 	Sentinel  Sentinel
@@ -59,10 +60,19 @@ type Sender struct {
 type Local struct {
 	HasData    bool
 	Promise    fsm.Epoch // nothing below it is followed any more
-	Lineage    map[fsm.Timeline]fsm.Epoch
+	Lineage    map[fsm.Timeline]fsm.Epoch // see LineageOf
 	Unfinished string // a clone or rewind that did not end
 	SystemID   string
 	Stray      bool // a postmaster runs here that no sentinel of ours started or watches
+}
+
+// LineageOf is the epoch that made a timeline held here. Before a promotion, key 0 gets its epoch: a timeline that is not
+// listed was made by a promotion whose end this node did not live to write down.
+func (l Local) LineageOf(tl fsm.Timeline) fsm.Epoch {
+	if e, ok := l.Lineage[tl]; ok {
+		return e
+	}
+	return l.Lineage[0]
 }
 
 // Phase says whom PostgreSQL lets in.

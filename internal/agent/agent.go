@@ -40,6 +40,7 @@ type Agent struct {
 	recruits chan recruitCall
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
+	removed  atomic.Bool // by the leader's word
 
 	// Below: owned by the loop.
 	job       *job

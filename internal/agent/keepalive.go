@@ -72,6 +72,9 @@ func (a *Agent) beat(ctx context.Context) time.Duration {
 		a.cfg.Log.Debug("keepalive not answered", "error", err)
 		return every / 5
 	}
+	if ans.Removed && a.removed.CompareAndSwap(false, true) {
+		nudge(a.wake)
+	}
 	if ans.Held {
 		if until, moved := a.lease.answered(sent, instance, ans.Lease); moved {
 			a.renewed(ctx, ans.Lease.Epoch, until)

@@ -62,7 +62,7 @@ func (a *Agent) idle(ctx context.Context, wait time.Duration) error {
 // observe gathers all inputs of one decision.
 func (a *Agent) observe(ctx context.Context) decide.View {
 	s := a.cfg.Control.State()
-	v := decide.View{Self: a.cfg.Self, State: s, Instance: a.cfg.Sentinel.Instance(), Sentinel: a.sentinel.get(), Failed: a.failed}
+	v := decide.View{Self: a.cfg.Self, State: s, Instance: a.cfg.Sentinel.Instance(), Sentinel: a.sentinel.get(), Failed: a.failed, Removed: a.removed.Load()}
 	if left := time.Until(a.backoff); left > 0 {
 		v.Backoff = left
 	}

@@ -192,7 +192,14 @@ func hosts(r agent.Roster) []string {
 	var out []string
 	seen := map[string]bool{}
 	for _, n := range r.Nodes {
-		if host, _, err := net.SplitHostPort(n.Postgres); err == nil && !seen[host] {
+		host, _, err := net.SplitHostPort(n.Postgres)
+		if err != nil {
+			continue
+		}
+		if ip := net.ParseIP(host); ip != nil && ip.To4() != nil && ip.IsLoopback() {
+			host = "127.0.0.0/8" // nodes that share a machine: their connections leave from any of these
+		}
+		if !seen[host] {
 			seen[host] = true
 			out = append(out, host)
 		}

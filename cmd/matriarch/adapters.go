@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"syscall"
+	"time"
+
+	"matriarch/consensus"
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+	"matriarch/internal/agent"
+	"matriarch/internal/config"
+	"matriarch/internal/obs"
+)
+
+// control is the control plane as the agent sees it.
+type control struct{ *consensus.Node }
+
+func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, error) {
+	a, err := c.Node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
+	return agent.Answer{Held: a.Held, Lease: a.Lease, NextIn: a.NextIn, Removed: a.Removed}, err
+}
+
+// leadership is one term as the conductor sees it.
+type leadership struct{ consensus.Leadership }
+
+func (l leadership) Term() uint64 { return l.Leadership.Term }
+
+func (l leadership) Submit(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	return l.Propose(ctx, c)
+}
+
+type recruitRequest struct {
+	Epoch fsm.Epoch `json:"epoch"`
+}
+
+type recruitAnswer struct {
+	Recruit decide.Recruit `json:"recruit"`
+}
+
+// recruiter asks nodes by RPC, and this one directly.
+type recruiter struct{ n *node }
+
+func (r recruiter) Recruit(ctx context.Context, to fsm.Node, e fsm.Epoch) (decide.Recruit, error) {
+	if to.ID == r.n.id.NodeID {
+		return r.n.agent.Recruit(ctx, e)
+	}
+	var ans recruitAnswer
+	err := r.n.client.Call(ctx, to.Peer, string(to.ID), "recruit", recruitRequest{e}, &ans)
+	return ans.Recruit, err
+}
+
+// nodeOf is what the configuration says of this node.
+func nodeOf(cfg config.Config, id fsm.NodeID) fsm.Node {
+	t := cfg.Node.Tags
+	return fsm.Node{
+		ID: id, Name: cfg.Node.Name, Group: fsm.GroupID(cfg.Node.Group), Peer: cfg.Advertise, Postgres: cfg.PostgreSQL.Advertise,
+		API: cfg.API.Advertise, Zone: cfg.Node.Zone, Version: version, Protocol: fsm.Protocol,
+		Tags: fsm.Tags{
+			NoFailover: t.NoFailover || t.FailoverPriority == 0, NoSync: t.NoSync, NoLoadBalance: t.NoLoadBalance,
+			CloneFrom: t.CloneFrom, FailoverPriority: t.FailoverPriority, User: t.User,
+		},
+	}
+}
+
+func sameNode(a, b fsm.Node) bool {
+	if len(a.Tags.User) == 0 && len(b.Tags.User) == 0 {
+		a.Tags.User, b.Tags.User = nil, nil
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+// tagsToWire and tagsFromWire carry tags through a join, whose protocol knows texts only.
+func tagsToWire(t fsm.Tags) map[string]string {
+	out := map[string]string{"failover_priority": strconv.Itoa(t.FailoverPriority)}
+	for name, set := range map[string]bool{"nofailover": t.NoFailover, "nosync": t.NoSync, "noloadbalance": t.NoLoadBalance, "clonefrom": t.CloneFrom} {
+		if set {
+			out[name] = "true"
+		}
+	}
+	for k, v := range t.User {
+		out["user."+k] = v
+	}
+	return out
+}
+
+func tagsFromWire(m map[string]string) fsm.Tags {
+	t := fsm.Tags{NoFailover: m["nofailover"] == "true", NoSync: m["nosync"] == "true", NoLoadBalance: m["noloadbalance"] == "true", CloneFrom: m["clonefrom"] == "true"}
+	t.FailoverPriority, _ = strconv.Atoi(m["failover_priority"])
+	for k, v := range m {
+		if len(k) > 5 && k[:5] == "user." {
+			if t.User == nil {
+				t.User = map[string]string{}
+			}
+			t.User[k[5:]] = v
+		}
+	}
+	return t
+}
+
+// portInUse names the setting and the remedy.
+func portInUse(err error, key, addr string) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%s %s: the port is in use by another program (ss -ltnp shows which): stop it, or change %s in the configuration", key, addr, key)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("%s %s: this host does not have that address: change %s in the configuration", key, addr, key)
+	}
+	return err
+}
+
+func (n *node) nodeDecided(p decide.Plan) { n.metrics.Decision(p.Rule) }
+
+func (n *node) groupDecided(_ fsm.GroupID, p decide.ClusterPlan) { n.metrics.Decision(p.Rule) }
+
+// historyEvents maps the kinds of a group's history to typed events.
+var historyEvents = map[string]obs.Kind{
+	"granted": obs.Granted, "promoted": obs.Promoted, "released": obs.Released, "expired": obs.Expired, "sync": obs.SyncChanged,
+	"opened": obs.FailoverDone, "operation": obs.OperatorAsked,
+}
+
+// observeEvents turns new lines of history into events.
+func (n *node) observeEvents(prev, next *fsm.State) {
+	for _, id := range next.GroupIDs() {
+		for _, h := range next.History[id] {
+			if h.Index <= prev.Index || prev.Index == 0 {
+				continue
+			}
+			kind, ok := historyEvents[h.Kind]
+			if !ok {
+				continue
+			}
+			n.events.Emit(context.Background(), obs.Event{Time: time.Now(), Kind: kind, Node: next.Name(h.Node), Group: id, Epoch: h.Epoch, Message: h.Text})
+			if kind == obs.FailoverDone {
+				n.metrics.Failover(id)
+			}
+		}
+	}
+}

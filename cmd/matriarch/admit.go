@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/transport"
+)
+
+// admit decides about a host that wants to join. The token comes first: the caller is a stranger.
+func (n *node) admit(ctx context.Context, r transport.JoinRequest) (transport.JoinResponse, error) {
+	st := n.consensus.Status()
+	if !st.Leading {
+		if st.LeaderAddr == "" {
+			return transport.JoinResponse{}, &transport.Error{Code: transport.CodeNotLeader, Message: "the cluster has no Raft leader just now", Hint: "try again in some seconds; `matriarch list` on a node shows the leader"}
+		}
+		return transport.JoinResponse{}, &transport.Error{Code: transport.CodeNotLeader, Message: "another node leads", Leader: st.LeaderAddr}
+	}
+	s := n.consensus.State()
+	if err := checkToken(s, r, time.Now()); err != nil {
+		return transport.JoinResponse{}, err
+	}
+	if err := checkNewcomer(s, r, time.Now()); err != nil {
+		return transport.JoinResponse{}, err
+	}
+	node := fsm.Node{
+		ID: fsm.NodeID(r.NodeID), Name: r.Name, Group: fsm.GroupID(r.Group), Peer: r.Addresses.Peer, Postgres: r.Addresses.PG, API: r.Addresses.API,
+		Zone: r.Zone, Tags: tagsFromWire(r.Tags), Version: r.Version, Protocol: fsm.Protocol,
+	}
+	res, err := n.consensus.Submit(ctx, fsm.Join{Node: node, Token: r.TokenID})
+	if err != nil {
+		return transport.JoinResponse{}, fmt.Errorf("record the new node: %w", err)
+	}
+	if !res.OK {
+		return transport.JoinResponse{}, refusal("%s", res.Reason)
+	}
+	return n.welcome(r)
+}
+
+func refusal(format string, args ...any) error {
+	return &transport.Error{Code: transport.CodeRefused, Message: fmt.Sprintf(format, args...)}
+}
+
+func checkToken(s *fsm.State, r transport.JoinRequest, now time.Time) error {
+	t, ok := s.Tokens[r.TokenID]
+	_, known := s.Nodes[fsm.NodeID(r.NodeID)]
+	switch {
+	case !ok || !transport.SecretMatches(r.Secret, t.Hash):
+		return refusal("the join token is not known to this cluster: it was revoked or copied wrongly; make one with `matriarch token create` on a node")
+	case now.After(t.Expires):
+		return refusal("the join token expired at %s: make another with `matriarch token create` on a node", t.Expires.Format(time.RFC3339))
+	case t.Uses <= 0 && !known:
+		return refusal("the join token is used up: make another with `matriarch token create` on a node")
+	}
+	return nil
+}
+
+// checkNewcomer refuses hosts whose clock or version would make trouble later.
+func checkNewcomer(s *fsm.State, r transport.JoinRequest, now time.Time) error {
+	skew := now.Sub(r.Now).Abs()
+	if limit := s.Cluster.Settings.MaximumClockSkew; skew > limit {
+		return refusal("the clock of the new host is %s off (here it is %s, there %s); at most %s is allowed: set it right (chrony, systemd-timesyncd) and join again", skew.Round(time.Millisecond), now.UTC().Format(time.RFC3339), r.Now.UTC().Format(time.RFC3339), limit)
+	}
+	if major(r.Version) != major(version) {
+		return refusal("the new host runs matriarch %s, the cluster %s: install a version of the same major number", r.Version, version)
+	}
+	for _, m := range s.Members(fsm.GroupID(r.Group)) {
+		if have := m.Report.PGVersion / 10000; have != 0 && r.PGVersion != 0 && have != r.PGVersion {
+			return refusal("the new host has PostgreSQL %d, group %d runs %d (%s): a group needs one major version; name the right one with --pg-bin", r.PGVersion, r.Group, have, m.Name)
+		}
+	}
+	if g := s.Groups[fsm.GroupID(r.Group)]; r.SystemID != "" && g.SystemID != "" && r.SystemID != g.SystemID {
+		return refusal("the new host's data directory has system identifier %s, group %d has %s: it belongs to another database cluster", r.SystemID, r.Group, g.SystemID)
+	}
+	return nil
+}
+
+// major is the number before the first dot; a development version agrees with every other.
+func major(v string) string {
+	m, _, ok := strings.Cut(strings.TrimPrefix(v, "v"), ".")
+	if !ok {
+		return ""
+	}
+	return m
+}
+
+// welcome signs the certificate and hands over what every node has.
+func (n *node) welcome(r transport.JoinRequest) (transport.JoinResponse, error) {
+	var out transport.JoinResponse
+	ca, err := n.dir.CA()
+	if err != nil {
+		return out, err
+	}
+	cert, err := ca.SignCSR(r.CSR, r.NodeID, r.Name, addresses(r.Addresses.Peer, r.Addresses.PG), time.Now())
+	if err != nil {
+		return out, refusal("certificate request: %v", err)
+	}
+	key, err := ca.KeyPEM()
+	if err != nil {
+		return out, err
+	}
+	secrets, err := n.dir.Secrets()
+	if err != nil {
+		return out, err
+	}
+	s := n.consensus.State()
+	out = transport.JoinResponse{
+		ClusterID: n.id.ClusterID, Incarnation: s.Cluster.Incarnation, CertPEM: cert, CAPEM: ca.CertPEM(), CAKeyPEM: key, Secrets: secrets, ServerTime: time.Now(),
+	}
+	for _, p := range peersOf(s) {
+		out.Peers = append(out.Peers, transport.PeerAddr{NodeID: string(p.ID), Name: p.Name, Addr: p.Addr})
+	}
+	return out, nil
+}

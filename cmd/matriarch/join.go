@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/google/uuid"
+	"github.com/urfave/cli/v2"
+
+	"matriarch/fsm"
+	"matriarch/internal/config"
+	"matriarch/internal/identity"
+	"matriarch/pgmanager"
+	"matriarch/transport"
+)
+
+func joinVerb() *cli.Command {
+	return &cli.Command{
+		Name:      "join",
+		Usage:     "make this host a node of an existing cluster",
+		ArgsUsage: "ADDRESS",
+		Description: "Checks the cluster's CA by the token's fingerprint, gets a certificate and writes the configuration file. It may be repeated.\n" +
+			"Example: matriarch join 10.0.0.11:7400 --token mt1.... --name work1-1 --group 1",
+		Flags: append([]cli.Flag{configFlag(), &cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", Required: true, EnvVars: []string{"MATRIARCH_TOKEN"}}}, hostFlags()...),
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 1 {
+				return usageError("join takes one address; flags go before or after it: %v", c.Args().Slice()[1:])
+			}
+			return join(c)
+		},
+	}
+}
+
+const joinLimit = 30 * time.Second
+
+func join(c *cli.Context) error {
+	token, err := transport.ParseToken(c.String("token"))
+	if err != nil {
+		return err
+	}
+	addr := c.Args().First()
+	if addr == "" {
+		addr = token.Server
+	}
+	if addr == "" {
+		return usageError("join needs the address of a node of the cluster")
+	}
+	cfg, err := hostConfig(c)
+	if err != nil {
+		return err
+	}
+	dir := identity.Dir(cfg.StateDir)
+	again, err := joinedBefore(dir, token, &cfg, c)
+	if err != nil {
+		return err
+	}
+	tools, err := hostTools(cfg, again)
+	if err != nil {
+		return err
+	}
+	d, err := openDraft(dir)
+	if err != nil {
+		return err
+	}
+	if again == "" {
+		again = d.NodeID
+	}
+	cfg.Node.ID = again
+	ctx, cancel := context.WithTimeout(c.Context, joinLimit)
+	defer cancel()
+	res, err := transport.Join(ctx, transport.TCP{Source: sourceIP(cfg.Listen)}, addr, token, joinRequest(cfg.Complete(), d, tools.Version.Major()))
+	if err != nil {
+		return fmt.Errorf("join at %s: %w", addr, err)
+	}
+	if err := enter(dir, cfg, d, res); err != nil {
+		return err
+	}
+	if err := cfg.Save(c.String("config")); err != nil {
+		return fmt.Errorf("write the configuration: %w", err)
+	}
+	r := map[string]string{"cluster_id": res.ClusterID, "node_id": cfg.Node.ID, "config": c.String("config")}
+	return output(c, r, func() {
+		fmt.Fprintf(c.App.Writer, "%s is a node of cluster %s, group %d\nconfiguration  %s\nstart it with  matriarch run --config %s\n", cfg.Node.Name, res.ClusterID, cfg.Node.Group, c.String("config"), c.String("config"))
+	})
+}
+
+// joinedBefore lets a join be repeated: the same node renews its certificate. Another cluster's state is never overwritten.
+func joinedBefore(dir identity.Dir, token transport.Token, cfg *config.Config, c *cli.Context) (nodeID string, err error) {
+	if !dir.Exists() {
+		if _, err := os.Stat(c.String("config")); err == nil {
+			return "", fmt.Errorf("%s exists, but the state directory %s belongs to no cluster: move the file away, or name another with --config", c.String("config"), dir)
+		}
+		return "", nil
+	}
+	id, err := dir.Load()
+	if err != nil {
+		return "", err
+	}
+	if id.ClusterID != token.ClusterID {
+		return "", fmt.Errorf("this host is node %s of cluster %s; the token is for cluster %s: nothing was changed", id.Name, id.ClusterID, token.ClusterID)
+	}
+	if old, err := config.Load(c.String("config")); err == nil { // what was configured by hand since stays
+		*cfg = old
+	}
+	return string(id.NodeID), nil
+}
+
+// hostTools checks the host before a first join; a repeated one finds its own ports in use.
+func hostTools(cfg config.Config, again string) (pgmanager.Tools, error) {
+	if again != "" {
+		return pgmanager.Find(cfg.PostgreSQL.BinDir)
+	}
+	return checkHost(cfg)
+}
+
+// draft is what must not change between two tries of one join: else the first would have taken the name.
+type draft struct {
+	NodeID string `json:"node_id"`
+	Key    []byte `json:"key"`
+	CSR    []byte `json:"csr"`
+}
+
+func draftFile(dir identity.Dir) string { return filepath.Join(string(dir), "join.json") }
+
+func openDraft(dir identity.Dir) (d draft, err error) {
+	b, err := os.ReadFile(draftFile(dir))
+	switch {
+	case err == nil:
+		if err := json.Unmarshal(b, &d); err != nil {
+			return d, fmt.Errorf("read %s: %w: remove it and join again", draftFile(dir), err)
+		}
+		return d, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return d, fmt.Errorf("read the unfinished join: %w", err)
+	}
+	d.NodeID = uuid.NewString()
+	if d.Key, d.CSR, err = transport.NewKeyAndCSR(); err != nil {
+		return d, fmt.Errorf("make the node's key: %w", err)
+	}
+	if b, err = json.Marshal(d); err != nil {
+		return d, fmt.Errorf("encode the join: %w", err)
+	}
+	if err := os.MkdirAll(string(dir), 0o755); err != nil { //nolint:gosec // PostgreSQL's user passes through it
+		return d, fmt.Errorf("make the state directory: %w", err)
+	}
+	if err := renameio.WriteFile(draftFile(dir), b, 0o600); err != nil {
+		return d, fmt.Errorf("begin the join: %w", err)
+	}
+	return d, nil
+}
+
+func joinRequest(cfg config.Config, d draft, pgMajor int) transport.JoinRequest {
+	n := nodeOf(cfg, fsm.NodeID(cfg.Node.ID))
+	return transport.JoinRequest{
+		NodeID: cfg.Node.ID, Name: n.Name, CSR: d.CSR, Group: int(n.Group), Zone: n.Zone, Tags: tagsToWire(n.Tags), Version: version,
+		Addresses: transport.Addresses{Peer: n.Peer, PG: n.Postgres, API: n.API}, Now: time.Now(), PGVersion: pgMajor,
+	}
+}
+
+// enter writes what the cluster gave; identity.json comes last.
+func enter(dir identity.Dir, cfg config.Config, d draft, res transport.JoinResponse) error {
+	if err := dir.SaveMaterial(identity.Material{Cert: res.CertPEM, Key: d.Key, CA: res.CAPEM, CAKey: res.CAKeyPEM}); err != nil {
+		return err
+	}
+	if err := dir.SaveSecrets(res.Secrets); err != nil {
+		return err
+	}
+	var peers []identity.Peer
+	for _, p := range res.Peers {
+		peers = append(peers, identity.Peer{ID: fsm.NodeID(p.NodeID), Name: p.Name, Addr: p.Addr})
+	}
+	if err := dir.SavePeers(peers); err != nil {
+		return err
+	}
+	id := identity.Identity{ClusterID: res.ClusterID, Incarnation: res.Incarnation, NodeID: fsm.NodeID(cfg.Node.ID), Name: cfg.Node.Name}
+	if err := dir.Save(id); err != nil {
+		return err
+	}
+	if err := os.Remove(draftFile(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("end the join: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,388 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"matriarch/consensus"
+	"matriarch/consensus/lease"
+	"matriarch/fsm"
+	"matriarch/internal/admin"
+	"matriarch/internal/agent"
+	"matriarch/internal/api"
+	"matriarch/internal/conductor"
+	"matriarch/internal/config"
+	"matriarch/internal/identity"
+	"matriarch/internal/instance"
+	"matriarch/internal/obs"
+	"matriarch/pgmanager"
+	"matriarch/pgmanager/fence"
+	"matriarch/transport"
+)
+
+// node is the whole of one running matriarch. Parts are made in the order of their dependence and ended in reverse.
+type node struct {
+	cfg config.Config
+	dir identity.Dir
+	id  identity.Identity
+	log *slog.Logger
+
+	mux       *transport.Mux
+	rpc       *transport.RPCServer
+	client    *transport.Client
+	join      *transport.JoinServer
+	pg        *pgmanager.Manager
+	consensus *consensus.Node
+	sentinel  *instance.Sentinel
+	agent     *agent.Agent
+	conductor *conductor.Conductor
+	api       *api.Server
+	metrics   *obs.Metrics
+	events    *obs.Events
+
+	changed chan struct{}                        // the nodes of the state moved: peers.json is written anew
+	leading atomic.Pointer[consensus.Leadership] // while this node leads
+}
+
+// wire makes a node. Nothing outside its own folders is changed, and nothing runs yet but the sentinel.
+func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, err error) {
+	n = &node{cfg: cfg, dir: identity.Dir(cfg.StateDir), log: log, changed: make(chan struct{}, 1)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	if n.id, err = n.dir.Load(); err != nil {
+		return n, err
+	}
+	n.metrics = obs.NewMetrics(n.id.ClusterID, n.id.Name, version)
+	n.events = obs.NewEvents(log, n.metrics, 200)
+	pgcfg, err := postgresConfig(cfg, n.dir)
+	if err != nil {
+		return n, err
+	}
+	if n.pg, err = pgmanager.New(pgcfg, log); err != nil {
+		return n, err
+	}
+	if err := n.network(); err != nil {
+		return n, err
+	}
+	if err := n.controlPlane(); err != nil {
+		return n, err
+	}
+	if err := n.hands(ctx, pgcfg); err != nil {
+		return n, err
+	}
+	n.conductor = conductor.New(conductor.Config{Recruiter: recruiter{n}, Metadata: n.metadata(pgcfg), Log: log, Decided: n.groupDecided})
+	n.services()
+	n.api, err = api.Listen(cfg.API.Listen, source{n}, n.metrics, log)
+	return n, err
+}
+
+// network opens the peer port.
+func (n *node) network() error {
+	tls, err := n.dir.TLS()
+	if err != nil {
+		return err
+	}
+	netw := transport.TCP{Source: sourceIP(n.cfg.Listen)}
+	n.mux, err = transport.Listen(netw, n.cfg.Listen, transport.ServerConfig{Identity: tls, Log: n.log, Allow: n.allow})
+	if err != nil {
+		return portInUse(err, "listen", n.cfg.Listen)
+	}
+	dialer := &transport.Dialer{Network: netw, Identity: tls}
+	n.client = transport.NewClient(dialer)
+	n.rpc = transport.NewRPCServer(n.log)
+	n.join = transport.NewJoinServer(n.log, n.admit)
+	n.consensus, err = consensus.Open(consensus.Config{
+		ID: n.id.NodeID, Name: n.id.Name, Advertise: n.cfg.Advertise, Dir: n.cfg.RaftDir, Seeds: n.seeds(),
+		Mux: n.mux, Dialer: dialer, RPC: n.rpc, Client: n.client, Clock: clock, Log: n.log,
+		OnChange: n.stateChanged, Lead: n.lead,
+	})
+	return err
+}
+
+// seeds are the last known addresses of the other nodes.
+func (n *node) seeds() map[fsm.NodeID]string {
+	out := map[fsm.NodeID]string{}
+	peers, err := n.dir.Peers()
+	if err != nil {
+		n.log.Warn("last known peers not read", "error", err)
+	}
+	for _, p := range peers {
+		out[p.ID] = p.Addr
+	}
+	return out
+}
+
+// controlPlane carries out a bootstrap that was asked for.
+func (n *node) controlPlane() error {
+	first, pending, err := loadBootstrap(n.dir)
+	if err != nil || !pending {
+		return err
+	}
+	if err := n.consensus.Bootstrap(first); err != nil && !errors.Is(err, consensus.ErrBootstrapped) {
+		return err
+	}
+	return dropBootstrap(n.dir)
+}
+
+// hands connects to the sentinel, or starts one, and makes the agent.
+func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find our own program: %w", err)
+	}
+	spawn := fence.SpawnConfig{
+		Executable: exe, Args: []string{"sentinel", "--socket", n.cfg.Sentinel.Socket},
+		LogFile: filepath.Join(n.cfg.StateDir, "sentinel.log"), Socket: n.cfg.Sentinel.Socket,
+	}
+	n.sentinel, err = instance.OpenSentinel(ctx, instance.SentinelConfig{Spawn: spawn, DataDir: pgcfg.DataDir, Log: n.log}, n.pg)
+	if err != nil {
+		return err
+	}
+	hands := instance.NewPostgres(n.pg, pgcfg, func() int { return n.sentinel.Status().Postmaster }, n.log)
+	n.agent = agent.New(agent.Config{
+		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: hands, Sentinel: n.sentinel, Clock: clock, Log: n.log, Decided: n.nodeDecided,
+	})
+	return nil
+}
+
+// services registers what other nodes and the command line may call.
+func (n *node) services() {
+	transport.Register(n.rpc, "recruit", func(ctx context.Context, _ transport.Peer, r recruitRequest) (recruitAnswer, error) {
+		rec, err := n.agent.Recruit(ctx, r.Epoch)
+		return recruitAnswer{rec}, err
+	})
+	admin.Register(n.rpc, source{n})
+}
+
+// run serves until ctx ends, something breaks, or the node is removed.
+func (n *node) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.rpc.Serve(n.mux.Listener(transport.KindRPC)) })
+	g.Go(func() error { return n.join.Serve(n.mux.Listener(transport.KindJoin)) })
+	g.Go(func() error { return n.api.Serve() })
+	g.Go(func() error { return n.keepPeers(ctx) })
+	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error {
+		defer n.endServing()
+		return n.consensus.Run(raftCtx)
+	})
+	g.Go(func() error {
+		defer endRaft() // the agent goes first, so that its last words are still carried
+		err := n.agent.Run(ctx)
+		if s, ok := errors.AsType[signalled](context.Cause(ctx)); ok && s.Signal == syscall.SIGINT {
+			err = errors.Join(ignoreCanceled(err), n.stopPostgres())
+		}
+		return err
+	})
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.sentinel.Taken():
+			return errors.New("another matriarch on this host has taken over the sentinel: this one ends")
+		}
+	})
+	return ignoreCanceled(g.Wait())
+}
+
+// stopPostgres stops PostgreSQL in good order, gives the lease back and ends the sentinel.
+func (n *node) stopPostgres() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	if err := n.agent.Stop(ctx); err != nil {
+		return fmt.Errorf("stop PostgreSQL: %w", err)
+	}
+	return n.sentinel.Shutdown(ctx)
+}
+
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// endServing lets the servers return.
+func (n *node) endServing() {
+	_ = n.api.Close()
+	_ = n.join.Close()
+	_ = n.rpc.Close()
+	_ = n.mux.Close()
+}
+
+// close ends what wire began. PostgreSQL and the sentinel stay.
+func (n *node) close() error {
+	var errs []error
+	if n.api != nil {
+		errs = append(errs, n.api.Close())
+	}
+	if n.sentinel != nil {
+		errs = append(errs, ignoreClosed(n.sentinel.Close()))
+	}
+	if n.consensus != nil {
+		errs = append(errs, n.consensus.Close())
+	}
+	if n.client != nil {
+		n.client.Close()
+	}
+	if n.mux != nil {
+		errs = append(errs, n.mux.Close())
+	}
+	if n.pg != nil {
+		n.pg.Close()
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// stateChanged runs after every applied entry and must not block.
+func (n *node) stateChanged(prev, next *fsm.State) {
+	if n.agent != nil {
+		n.agent.Changed()
+	}
+	if n.conductor != nil {
+		n.conductor.Changed()
+	}
+	if len(prev.Nodes) != len(next.Nodes) || !slices.Equal(peersOf(prev), peersOf(next)) {
+		select {
+		case n.changed <- struct{}{}:
+		default:
+		}
+	}
+	n.observeEvents(prev, next)
+}
+
+func peersOf(s *fsm.State) []identity.Peer {
+	var out []identity.Peer
+	for _, id := range s.NodeIDs() {
+		out = append(out, identity.Peer{ID: id, Name: s.Nodes[id].Name, Addr: s.Nodes[id].Peer})
+	}
+	return out
+}
+
+// keepPeers keeps the list of first contacts fresh, and tells the cluster what this node's configuration says of it.
+func (n *node) keepPeers(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.changed:
+		}
+		s := n.consensus.State()
+		if peers := peersOf(s); len(peers) > 0 {
+			if err := n.dir.SavePeers(peers); err != nil {
+				n.log.Warn("known peers not written", "error", err)
+			}
+		}
+		n.announceSelf(ctx, s)
+	}
+}
+
+// announceSelf proposes what the configuration says of this node, if the state says otherwise.
+func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
+	have, ok := s.Nodes[n.id.NodeID]
+	if !ok {
+		return
+	}
+	want := nodeOf(n.cfg, n.id.NodeID)
+	want.Joined, want.Report = have.Joined, have.Report
+	if sameNode(have, want) {
+		return
+	}
+	pctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	res, err := n.consensus.Submit(pctx, fsm.NodePut{Node: want})
+	if err != nil || !res.OK {
+		n.log.Warn("the cluster did not take what this node's configuration says of it", "reason", res.Reason, "error", err)
+	}
+}
+
+// lead runs while this node is the Raft leader.
+func (n *node) lead(ctx context.Context, l consensus.Leadership) {
+	n.metrics.Election()
+	n.leading.Store(&l)
+	defer n.leading.Store(nil)
+	n.conductor.Run(ctx, leadership{l})
+}
+
+func clock() lease.Stamp {
+	s := fence.Clock()
+	return lease.Stamp{Raw: s.Raw, Boot: s.Boot}
+}
+
+// allow keeps removed nodes out of Raft and gossip. Calls stay open to them: that is how they learn it.
+func (n *node) allow(k transport.Kind, p transport.Peer) error {
+	if n.consensus == nil || (k != transport.KindRaft && k != transport.KindGossip) {
+		return nil
+	}
+	if _, gone := n.consensus.State().Removed[fsm.NodeID(p.NodeID)]; gone {
+		return errors.New("this node was removed from the cluster for good")
+	}
+	return nil
+}
+
+// sourceIP is the address that outgoing connections leave from, when the node listens on one address only.
+func sourceIP(listen string) net.IP {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil
+	}
+	ip := net.ParseIP(host)
+	if ip == nil || ip.IsUnspecified() {
+		return nil
+	}
+	return ip
+}
+
+func postgresConfig(cfg config.Config, dir identity.Dir) (pgmanager.Config, error) {
+	super, err := dir.Secret(identity.Superuser)
+	if err != nil {
+		return pgmanager.Config{}, err
+	}
+	repl, err := dir.Secret(identity.Replication)
+	if err != nil {
+		return pgmanager.Config{}, err
+	}
+	p := cfg.PostgreSQL
+	host, _, err := net.SplitHostPort(p.Advertise)
+	if err != nil {
+		return pgmanager.Config{}, fmt.Errorf("postgresql.advertise: %w", err)
+	}
+	listen, port, err := net.SplitHostPort(p.Listen)
+	if err != nil {
+		return pgmanager.Config{}, fmt.Errorf("postgresql.listen: %w", err)
+	}
+	num, err := strconv.Atoi(port)
+	if err != nil {
+		return pgmanager.Config{}, fmt.Errorf("postgresql.listen: %w", err)
+	}
+	if ip := net.ParseIP(listen); listen == "" || (ip != nil && ip.IsUnspecified()) {
+		listen = "*"
+	}
+	return pgmanager.Config{
+		BinDir: p.BinDir, DataDir: p.DataDir, RunDir: filepath.Join(cfg.StateDir, "pg"), SocketDir: p.SocketDir, Host: host, Port: num,
+		ListenAddresses: listen, User: p.User, Superuser: p.Superuser, ReplicationUser: p.ReplicationUser, SuperuserPassword: super,
+		ReplicationPassword: repl, Name: cfg.Node.Name, Parameters: p.Parameters, HBA: p.HBA, Citus: cfg.Citus.Enabled, LogFile: p.LogFile,
+	}, nil
+}
