@@ -1,0 +1,204 @@
+package admin
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/internal/conductor"
+)
+
+// Formation is the whole cluster as list and status show it.
+type Formation struct {
+	ClusterID   string                    `json:"cluster_id"`
+	Incarnation uint64                    `json:"incarnation"`
+	AnsweredBy  string                    `json:"answered_by"`
+	At          time.Time                 `json:"at"`
+	Index       uint64                    `json:"index"` // last log entry in the picture
+	Members     []Member                  `json:"members"`
+	Groups      []Group                   `json:"groups"`
+	Raft        RaftView                  `json:"raft"`
+	Metadata    *conductor.MetadataReport `json:"metadata,omitempty"`
+	Healthy     bool                      `json:"healthy"`
+	Troubles    []string                  `json:"troubles,omitempty"` // one sentence each
+}
+
+// Group is one replication set.
+type Group struct {
+	ID        fsm.GroupID    `json:"group"`
+	Mode      fsm.Mode       `json:"mode"`
+	Primary   string         `json:"primary"` // name of the holder of the lease; empty: none
+	Open      bool           `json:"open"`    // clients may write
+	Epoch     string         `json:"epoch"`
+	Sync      string         `json:"sync"`            // the pair in force: any 1 of (a, b)
+	Joint     []string       `json:"joint,omitempty"` // all pairs, while a change is under way
+	Paused    bool           `json:"paused,omitempty"`
+	Degraded  bool           `json:"degraded,omitempty"` // commits do not wait although there is somebody to wait for
+	Operation *OperationView `json:"operation,omitempty"`
+	Rule      string         `json:"rule,omitempty"` // the conductor's, when the leader answered
+	Reason    string         `json:"reason,omitempty"`
+}
+
+// OperationView is planned work on a group.
+type OperationView struct {
+	ID    string    `json:"id"`
+	Kind  string    `json:"kind"`
+	To    string    `json:"to,omitempty"`
+	By    string    `json:"by"`
+	At    time.Time `json:"at"`
+	Trust bool      `json:"trust,omitempty"`
+}
+
+// RaftView is the control plane by names.
+type RaftView struct {
+	Leader        string   `json:"leader"` // empty: none is known
+	Term          uint64   `json:"term"`
+	Voters        []string `json:"voters"`
+	SlowestTickMS int64    `json:"slowest_tick_ms,omitempty"` // of the last minute
+	LastContactMS int64    `json:"last_contact_ms,omitempty"` // how old the picture may be
+}
+
+// NewFormation makes the view of a status.
+func NewFormation(st Status) Formation {
+	s := st.State
+	f := Formation{
+		ClusterID: s.Cluster.ID, Incarnation: s.Cluster.Incarnation, AnsweredBy: st.Name, At: st.At, Index: s.Index, Members: Members(st), Metadata: st.Metadata,
+		Raft: RaftView{
+			Leader: nameOf(s, st.Raft.Leader), Term: st.Raft.Term, SlowestTickMS: st.Raft.SlowestTick.Milliseconds(), LastContactMS: st.Raft.LastContact.Milliseconds(),
+		},
+	}
+	for id, suffrage := range st.Raft.Suffrage {
+		if suffrage == "voter" {
+			f.Raft.Voters = append(f.Raft.Voters, s.Name(id))
+		}
+	}
+	slices.Sort(f.Raft.Voters)
+	for _, id := range s.GroupIDs() {
+		f.Groups = append(f.Groups, newGroup(st, s.Groups[id]))
+	}
+	f.Troubles = troubles(st, f)
+	f.Healthy = len(f.Troubles) == 0
+	return f
+}
+
+func newGroup(st Status, g fsm.Group) Group {
+	s := st.State
+	v := Group{
+		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g.Sync.Target()), Paused: g.Paused,
+		Degraded: g.Mode == fsm.Quorum && g.Opened() && g.Sync.Target().K == 0 && syncable(s, g) > 0,
+	}
+	if g.Sync.Joint() {
+		for _, p := range g.Sync.Pairs {
+			v.Joint = append(v.Joint, pairText(s, p))
+		}
+	}
+	if op := g.Op; op != nil {
+		v.Operation = &OperationView{ID: op.ID, Kind: op.Kind, To: nameOf(s, op.To), By: op.By, At: op.At, Trust: op.Trust}
+	}
+	if p, ok := st.Plans[g.ID]; ok {
+		v.Rule, v.Reason = p.Rule+" "+p.Name, p.Reason
+	}
+	return v
+}
+
+// syncable counts the members that could acknowledge commits of the holder.
+func syncable(s *fsm.State, g fsm.Group) (n int) {
+	for _, m := range s.Members(g.ID) {
+		if m.ID != g.Lease.Holder && !m.Tags.NoSync {
+			n++
+		}
+	}
+	return n
+}
+
+func nameOf(s *fsm.State, id fsm.NodeID) string {
+	if id == "" {
+		return ""
+	}
+	return s.Name(id)
+}
+
+func pairText(s *fsm.State, p fsm.Pair) string {
+	if p.K == 0 {
+		return "no standby"
+	}
+	names := make([]string, 0, len(p.S))
+	for _, id := range p.S {
+		names = append(names, s.Name(id))
+	}
+	slices.Sort(names)
+	return fmt.Sprintf("any %d of (%s)", p.K, strings.Join(names, ", "))
+}
+
+// troubles lists what keeps the formation from being healthy, the gravest first.
+func troubles(st Status, f Formation) []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	switch {
+	case f.Raft.Leader == "":
+		add("no Raft leader: nothing can be changed, and primaries stop at the end of their lease")
+	case !st.Raft.Leads:
+		add("the Raft leader %s did not answer: this is what %s knows, and who is silent is unknown", f.Raft.Leader, st.Name)
+	}
+	for _, g := range f.Groups {
+		groupTroubles(st, g, add)
+	}
+	for _, m := range f.Members {
+		memberTroubles(st, m, add)
+	}
+	switch md := f.Metadata; {
+	case !st.State.Cluster.Settings.Citus || !st.Raft.Leads:
+	case md == nil:
+		add("Citus metadata has not been looked at yet")
+	case md.Error != "":
+		add("Citus metadata: %s", md.Error)
+	case !md.Synced:
+		add("Citus metadata is not in sync: %s", strings.Join(md.Differences, "; "))
+	}
+	return out
+}
+
+func groupTroubles(st Status, g Group, add func(string, ...any)) {
+	because := ""
+	if g.Reason != "" {
+		because = ": " + g.Reason
+	}
+	switch raw := st.State.Groups[g.ID]; {
+	case raw.SystemID == "":
+		add("group %d is not initialised%s", g.ID, because)
+	case g.Primary == "":
+		add("group %d has no primary%s", g.ID, because)
+	case !g.Open:
+		add("group %d: %s is about to become primary, clients must wait", g.ID, g.Primary)
+	case raw.Sync.Unknown:
+		add("group %d: the synchronous set is unknown since the control plane was rebuilt", g.ID)
+	case g.Degraded:
+		add("group %d is degraded: commits of %s do not wait for any standby", g.ID, g.Primary)
+	case len(g.Joint) > 0:
+		add("group %d: the synchronous set is changing: %s", g.ID, strings.Join(g.Joint, " and "))
+	}
+	if g.Paused {
+		add("group %d is paused: no automatic change of its primary", g.ID)
+	}
+}
+
+func memberTroubles(st Status, m Member, add func(string, ...any)) {
+	n := st.State.Nodes[m.ID]
+	switch {
+	case m.Silent:
+		add("%s is %s", m.Name, m.State)
+	case n.Postgres == "" || m.Role == RolePrimary:
+	case m.State != "streaming":
+		add("%s does not stream: %s", m.Name, m.State)
+	case m.Role == RoleStandby && !n.Tags.NoSync && st.State.Groups[m.Group].Mode == fsm.Quorum:
+		add("%s streams but acknowledges no commits yet", m.Name)
+	}
+	if m.Fence != "" {
+		add("%s: fence: %s, until PostgreSQL has been restarted by Matriarch", m.Name, m.Fence)
+	}
+	if m.SetAside > 0 {
+		add("%s keeps %d data set(s) aside that its group does not have: look at them, then delete them", m.Name, m.SetAside)
+	}
+}

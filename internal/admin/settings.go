@@ -1,0 +1,160 @@
+package admin
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"matriarch/fsm"
+)
+
+// Setting is one key of the cluster's settings, as people write it.
+type Setting struct {
+	Key  string
+	Help string
+	Get  func(fsm.Settings) string
+	set  func(*fsm.Settings, string) error
+}
+
+// ClusterSettings lists all settings in order.
+func ClusterSettings() []Setting {
+	return []Setting{
+		duration("ttl", "length of a lease; a running lease keeps its own", fsm.MinTTL, time.Minute, func(s *fsm.Settings) *time.Duration { return &s.TTL }),
+		duration("dead_voter_after", "a voter unreachable for this long is replaced", 5*time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.DeadVoterAfter }),
+		duration("degrade_after", "a synchronous standby missing this long leaves the set", 500*time.Millisecond, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.DegradeAfter }),
+		{
+			"maximum_lag", "bytes that a candidate of an asynchronous group may lack",
+			func(s fsm.Settings) string { return FormatBytes(s.MaximumLag) },
+			func(s *fsm.Settings, v string) (err error) { s.MaximumLag, err = ParseBytes(v); return err },
+		},
+		duration("restart_wait", "time for a crashed primary of an asynchronous group to come back", 0, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.RestartWait }),
+		boolean("leader_avoid", "keep Raft leadership off hosts of primaries", func(s *fsm.Settings) *bool { return &s.LeaderAvoid }),
+		boolean("citus", "create the extension and keep pg_dist_node right", func(s *fsm.Settings) *bool { return &s.Citus }),
+		{
+			"databases", "databases that every group has, separated by commas",
+			func(s fsm.Settings) string { return strings.Join(s.Databases, ",") },
+			func(s *fsm.Settings, v string) (err error) { s.Databases, err = parseDatabases(v); return err },
+		},
+		{
+			"default_mode", "replication mode of new groups: quorum or off",
+			func(s fsm.Settings) string { return string(s.DefaultMode) },
+			func(s *fsm.Settings, v string) error {
+				if m := fsm.Mode(v); m != fsm.Quorum && m != fsm.Off {
+					return fmt.Errorf("%q must be quorum or off", v)
+				}
+				s.DefaultMode = fsm.Mode(v)
+				return nil
+			},
+		},
+		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
+	}
+}
+
+// SetSetting applies one KEY=VALUE. After an error nothing has changed.
+func SetSetting(s *fsm.Settings, assignment string) error {
+	key, value, ok := strings.Cut(assignment, "=")
+	if !ok {
+		return fmt.Errorf("%q: write KEY=VALUE, for instance ttl=6s", assignment)
+	}
+	all := ClusterSettings()
+	i := slices.IndexFunc(all, func(x Setting) bool { return x.Key == strings.TrimSpace(key) })
+	if i < 0 {
+		keys := make([]string, 0, len(all))
+		for _, x := range all {
+			keys = append(keys, x.Key)
+		}
+		return fmt.Errorf("unknown setting %q: there are %s", key, strings.Join(keys, ", "))
+	}
+	next := *s
+	if err := all[i].set(&next, strings.TrimSpace(value)); err != nil {
+		return fmt.Errorf("%s: %w", all[i].Key, err)
+	}
+	*s = next
+	return nil
+}
+
+func duration(key, help string, least, most time.Duration, at func(*fsm.Settings) *time.Duration) Setting {
+	return Setting{
+		key, help,
+		func(s fsm.Settings) string { return at(&s).String() },
+		func(s *fsm.Settings, v string) error {
+			d, err := time.ParseDuration(v)
+			if err != nil {
+				return fmt.Errorf("%q is no duration: write 5s, 500ms or 1m", v)
+			}
+			if d < least || d > most {
+				return fmt.Errorf("%s must be %s to %s", d, least, most)
+			}
+			*at(s) = d
+			return nil
+		},
+	}
+}
+
+func boolean(key, help string, at func(*fsm.Settings) *bool) Setting {
+	return Setting{
+		key, help,
+		func(s fsm.Settings) string { return strconv.FormatBool(*at(&s)) },
+		func(s *fsm.Settings, v string) error {
+			b, err := strconv.ParseBool(v)
+			if err != nil {
+				return fmt.Errorf("%q must be true or false", v)
+			}
+			*at(s) = b
+			return nil
+		},
+	}
+}
+
+var databaseName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+
+func parseDatabases(v string) ([]string, error) {
+	var out []string
+	for name := range strings.SplitSeq(v, ",") {
+		name = strings.TrimSpace(name)
+		switch {
+		case !databaseName.MatchString(name):
+			return nil, fmt.Errorf("%q must be 1 to 63 of a-z, 0-9 and underscore, not beginning with a digit", name)
+		case name == "postgres" || name == "template0" || name == "template1":
+			return nil, fmt.Errorf("%s is PostgreSQL's own: choose another", name)
+		case slices.Contains(out, name):
+			return nil, fmt.Errorf("%s stands there twice", name)
+		}
+		out = append(out, name)
+	}
+	return out, nil
+}
+
+var byteUnits = []struct {
+	name string
+	size int64
+}{{"TB", 1 << 40}, {"GB", 1 << 30}, {"MB", 1 << 20}, {"kB", 1 << 10}, {"B", 1}, {"", 1}}
+
+// ParseBytes reads a size with PostgreSQL's units: 16MB, 100kB, or plain bytes.
+func ParseBytes(v string) (int64, error) {
+	for _, u := range byteUnits {
+		digits, ok := strings.CutSuffix(v, u.name)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > (1<<62)/u.size {
+			break
+		}
+		return n * u.size, nil
+	}
+	return 0, fmt.Errorf("%q is no size: write bytes, or 100kB, 16MB, 1GB", v)
+}
+
+// FormatBytes writes a size so that ParseBytes reads the same.
+func FormatBytes(n int64) string {
+	for _, u := range byteUnits {
+		if u.size > 1 && n >= u.size && n%u.size == 0 {
+			return strconv.FormatInt(n/u.size, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10)
+}
