@@ -71,12 +71,12 @@ const (
 // GroupFacts are derived once from a GroupView.
 type GroupFacts struct {
 	GroupView
-	Members    []fsm.Node
-	True       []Recruit // those whose last timeline is the recorded one; the others prove nothing
-	Suffices   bool
-	Lacking    string
-	Ranked     []Recruit
-	Pending    []fsm.NodeID // alive, not answered, not refused
+	Members  []fsm.Node
+	True     []Recruit // those whose last timeline is the recorded one; the others prove nothing
+	Suffices bool
+	Lacking  string
+	Ranked   []Recruit
+	Pending  []fsm.NodeID // alive, not answered, not refused
 }
 
 func groupFacts(v GroupView) GroupFacts {

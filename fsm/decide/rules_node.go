@@ -185,7 +185,7 @@ var NodeRules = []NodeRule{
 		"R200", "promote", "the lease is ours and its first keepalive was answered",
 		func(f Facts) bool { return f.Mine && !f.Primary && f.LeaseLeft > 0 },
 		func(f Facts) (Action, string) {
-			return Promote{f.Epoch, f.wantPrimaryConf()}, fmt.Sprintf("epoch %s is ours for %s: promoting at %s", f.Epoch, round(f.LeaseLeft), f.PG.LSN)
+			return Promote{f.Epoch, f.PG.Timeline, f.wantPrimaryConf()}, fmt.Sprintf("epoch %s is ours for %s: promoting at %s", f.Epoch, round(f.LeaseLeft), f.PG.LSN)
 		},
 	},
 	{

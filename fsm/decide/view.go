@@ -59,9 +59,9 @@ type Sender struct {
 // Local is the node's own durable record, kept outside the data directory.
 type Local struct {
 	HasData    bool
-	Promise    fsm.Epoch // nothing below it is followed any more
+	Promise    fsm.Epoch                  // nothing below it is followed any more
 	Lineage    map[fsm.Timeline]fsm.Epoch // see LineageOf
-	Unfinished string // a clone or rewind that did not end
+	Unfinished string                     // a clone or rewind that did not end
 	SystemID   string
 	Stray      bool // a postmaster runs here that no sentinel of ours started or watches
 }
@@ -146,6 +146,7 @@ type (
 	// Promote makes PostgreSQL writable under the lease of Epoch.
 	Promote struct {
 		Epoch fsm.Epoch
+		From  fsm.Timeline // the one it leaves
 		Conf  Conf
 	}
 	// Record tells the state which timeline the promotion made; slots stand before.

@@ -27,8 +27,9 @@ const (
 )
 
 type jobDone struct {
-	name string
-	err  error
+	name  string
+	force force
+	err   error
 }
 
 // Times an action may take before it is given up and looked at again. A clone or rewind has none: it shows progress.
@@ -39,6 +40,7 @@ const (
 	initTimeout    = 5 * time.Minute
 	longTimeout    = 24 * time.Hour
 	maxBackoff     = 10 * time.Second
+	safetyBackoff  = 100 * time.Millisecond
 )
 
 // errNotYet is no failure: the same action will be decided again.
@@ -50,6 +52,9 @@ func (a *Agent) act(ctx context.Context, v decide.View, p decide.Plan) {
 		return
 	}
 	name, f, timeout, run := a.hands(v, p.Action)
+	if v.Backoff > 0 && name == a.failedJob {
+		return // safety rules stand above the one that waits
+	}
 	if a.job != nil {
 		if f <= a.job.force {
 			return
@@ -69,7 +74,7 @@ func (a *Agent) start(ctx context.Context, name string, f force, timeout time.Du
 			err = fmt.Errorf("%s took longer than %s: %w", name, timeout, err)
 		}
 		cancel()
-		a.jobs <- jobDone{name, err}
+		a.jobs <- jobDone{name, f, err}
 	}()
 }
 
@@ -78,12 +83,16 @@ func (a *Agent) finish(d jobDone) {
 	a.job = nil
 	switch {
 	case d.err == nil:
-		a.failures, a.failed, a.backoff = 0, "", time.Time{}
+		a.failures, a.failed, a.failedJob, a.backoff = 0, "", "", time.Time{}
 	case errors.Is(d.err, errNotYet) || errors.Is(d.err, context.Canceled):
 	default:
 		a.failures++
-		a.failed = fmt.Sprintf("%s: %v", d.name, d.err)
-		a.backoff = time.Now().Add(min(100*time.Millisecond<<min(a.failures, 10), maxBackoff))
+		a.failed, a.failedJob = fmt.Sprintf("%s: %v", d.name, d.err), d.name
+		limit := maxBackoff
+		if d.force > quick {
+			limit = safetyBackoff
+		}
+		a.backoff = time.Now().Add(min(100*time.Millisecond<<min(a.failures, 10), limit))
 		a.cfg.Log.Error("action ended with an error", "action", d.name, "error", d.err, "again_in", time.Until(a.backoff).String())
 	}
 	nudge(a.wake)
@@ -101,9 +110,7 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 	case decide.StopPG:
 		return "stopping PostgreSQL", fencing, promoteTimeout, func(ctx context.Context) error { return a.stopped(ctx, false) }
 	case decide.Release:
-		return "giving the lease back", quick, quickTimeout, func(ctx context.Context) error {
-			return a.submit(ctx, fsm.Release{Group: r.Group.ID, Epoch: x.Epoch, Reason: v.Sentinel.Exit})
-		}
+		return "giving the lease back", quick, quickTimeout, func(ctx context.Context) error { return a.release(ctx, r, x.Epoch, v.Sentinel.Exit) }
 	case decide.InitDB:
 		return "initdb", quick, initTimeout, pg.InitDB
 	case decide.Announce:
@@ -148,12 +155,20 @@ func (a *Agent) submit(ctx context.Context, c fsm.Command) error {
 	return nil
 }
 
+// release gives the lease back. A refusal means that it is free already, which this node's state will show in a moment.
+func (a *Agent) release(ctx context.Context, r Roster, e fsm.Epoch, why string) error {
+	if _, err := a.cfg.Control.Submit(ctx, fsm.Release{Group: r.Group.ID, Epoch: e, Reason: why}); err != nil {
+		return fmt.Errorf("give the lease back: %w", err)
+	}
+	return nil
+}
+
 // stopped stops PostgreSQL and returns when the sentinel has seen the last process go.
 func (a *Agent) stopped(ctx context.Context, immediate bool) error {
 	if err := a.cfg.Sentinel.Stop(ctx, immediate); err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}
-	a.ping(ctx)
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
 	return nil
 }
 
@@ -161,7 +176,7 @@ func (a *Agent) killAll(ctx context.Context) error {
 	if err := a.cfg.Sentinel.Reset(ctx); err != nil {
 		return fmt.Errorf("kill PostgreSQL and start another sentinel: %w", err)
 	}
-	a.ping(ctx)
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
 	return nil
 }
 
@@ -202,7 +217,7 @@ func (a *Agent) startPG(ctx context.Context, r Roster) error {
 	if err := a.cfg.Sentinel.Start(ctx); err != nil {
 		return fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	a.ping(ctx)
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
 	return nil
 }
 
@@ -210,7 +225,7 @@ func (a *Agent) adopt(ctx context.Context, r Roster, e fsm.Epoch) error {
 	if err := a.cfg.Sentinel.Adopt(ctx, e); err != nil {
 		return fmt.Errorf("adopt the running server: %w", err)
 	}
-	a.ping(ctx)
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
 	return a.cfg.Postgres.Configure(ctx, r, decide.Conf{Phase: decide.Members, Epoch: e})
 }
 
@@ -243,6 +258,9 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if !ok || e != x.Epoch {
 		return errNotYet
 	}
+	if err := a.claim(x.Epoch, x.From); err != nil {
+		return fmt.Errorf("record the promotion to come: %w", err)
+	}
 	if err := a.cfg.Sentinel.Deadline(ctx, e, until); err != nil {
 		return fmt.Errorf("hand over the deadline: %w", err)
 	}
@@ -252,8 +270,28 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if err := a.record(ctx, r, x.Epoch); err != nil {
 		return err
 	}
-	a.ping(ctx)
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
 	return nil
+}
+
+// claim writes down, before the promotion, that whatever timeline stands above the present one is of this epoch. Older claims
+// on such numbers were never followed up.
+func (a *Agent) claim(e fsm.Epoch, present fsm.Timeline) error {
+	local, err := a.cfg.Postgres.Local()
+	if err != nil {
+		return err
+	}
+	for tl := range local.Lineage {
+		if tl > present && local.Lineage[tl] != e {
+			if err := a.cfg.Postgres.SetLineage(tl, e); err != nil {
+				return err
+			}
+		}
+	}
+	if local.Lineage[0] == e {
+		return nil
+	}
+	return a.cfg.Postgres.SetLineage(0, e)
 }
 
 // record makes the slots, then tells the state which timeline the promotion made. Only then may anybody follow.
@@ -294,7 +332,10 @@ func (a *Agent) confirm(ctx context.Context, r Roster, x decide.Confirm) error {
 		return fmt.Errorf("pass the barrier: %w", err)
 	}
 	if !r.Group.Opened() {
-		if err := a.cfg.Postgres.FirstCommit(ctx, x.Epoch); err != nil {
+		if err := a.cfg.Postgres.FirstCommit(bctx, x.Epoch); err != nil {
+			if ctx.Err() == nil && bctx.Err() != nil {
+				return errNotYet // a standby went away: the set may have to change first
+			}
 			return fmt.Errorf("first synchronous commit: %w", err)
 		}
 	}

@@ -35,7 +35,8 @@ type Agent struct {
 
 	lease    leaseBox
 	sentinel sentinelBox
-	poke     chan struct{} // a keepalive is wanted now
+	poke     chan struct{} // the state moved: a lease may wait for its first keepalive
+	news     chan struct{} // the report changed: the next keepalive is wanted soon
 
 	recruits chan recruitCall
 	jobs     chan jobDone
@@ -47,7 +48,8 @@ type Agent struct {
 	after     []recruitCall // waiting for the job to end
 	obs       Observation
 	backoff   time.Time
-	failed    string
+	failed    string // what failed last, and the job's name
+	failedJob string
 	failures  int
 	missing   map[fsm.NodeID]time.Time // when a standby was last seen streaming
 	primaryAt time.Time
@@ -78,7 +80,7 @@ const pastDecisions = 50
 // New makes an agent; Run starts it.
 func New(cfg Config) *Agent {
 	return &Agent{
-		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1),
+		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		recruits: make(chan recruitCall), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
 	}
 }
@@ -106,6 +108,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if e, until, ok := a.cfg.Sentinel.Remembered(); ok {
 		a.lease.restore(a.cfg.Sentinel.Instance(), e, until)
 	}
+	a.meet(ctx)
 	wg.Go(func() { a.keepalives(ctx) })
 	wg.Go(func() { a.heartbeat(ctx) })
 	err := a.loop(ctx)
@@ -115,6 +118,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	wg.Wait()
 	return err
+}
+
+// meet waits for the sentinel's first answer: before it, nothing is known of a PostgreSQL that may be running. A sentinel that
+// leaves the end of the lease it remembers unanswered counts as lost.
+func (a *Agent) meet(ctx context.Context) {
+	e, _, _ := a.cfg.Sentinel.Remembered()
+	for ctx.Err() == nil {
+		err := a.ping(ctx)
+		if err == nil || errors.Is(err, ErrSentinelGone) || a.lease.left(a.cfg.Sentinel.Instance(), e, a.cfg.Clock()) <= 0 {
+			return
+		}
+	}
 }
 
 // leaseBox guards the Holder: keepalives write it, the loop reads it.

@@ -18,7 +18,7 @@ func (a *Agent) heartbeat(ctx context.Context) {
 	defer t.Stop()
 	for {
 		before := a.sentinel.get()
-		a.ping(ctx)
+		_ = a.ping(ctx) // its silence is what the loop looks at
 		if now := a.sentinel.get(); differs(before, now) {
 			nudge(a.wake)
 		}
@@ -31,10 +31,12 @@ func (a *Agent) heartbeat(ctx context.Context) {
 	}
 }
 
-func (a *Agent) ping(ctx context.Context) {
+func (a *Agent) ping(ctx context.Context) error {
 	pctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	a.sentinel.put(a.cfg.Sentinel.Ping(pctx))
+	s, err := a.cfg.Sentinel.Ping(pctx)
+	a.sentinel.put(s, err)
+	return err
 }
 
 func differs(a, b decide.Sentinel) bool {

@@ -12,9 +12,9 @@ import (
 // keepalives renews the lease and reports, on the leader's grid. It stops renewing while the sentinel is silent: a lease
 // that nobody could fence must run out.
 func (a *Agent) keepalives(ctx context.Context) {
-	wait := time.Duration(0)
+	next := time.Now()
 	for {
-		t := time.NewTimer(wait)
+		t := time.NewTimer(time.Until(next))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -22,12 +22,17 @@ func (a *Agent) keepalives(ctx context.Context) {
 		case <-a.poke:
 			t.Stop()
 			if !a.unanswered() {
-				wait = a.interval() / 2
 				continue
 			}
+		case <-a.news:
+			t.Stop()
+			if soon := time.Now().Add(a.interval() / 2); soon.Before(next) {
+				next = soon // never later: a busy node must not put its keepalive off for ever
+			}
+			continue
 		case <-t.C:
 		}
-		wait = a.beat(ctx)
+		next = time.Now().Add(a.beat(ctx))
 	}
 }
 

@@ -15,7 +15,11 @@ var pace = map[string]time.Duration{
 	"R120": 100 * time.Millisecond, "R148": 100 * time.Millisecond, "R314": 100 * time.Millisecond,
 }
 
-const slowPace = time.Second
+const (
+	slowPace = time.Second
+	// observeTimeout keeps a PostgreSQL that hangs from keeping the safety rules waiting.
+	observeTimeout = 500 * time.Millisecond
+)
 
 func (a *Agent) loop(ctx context.Context) error {
 	for {
@@ -75,7 +79,9 @@ func (a *Agent) observe(ctx context.Context) decide.View {
 	if a.job != nil {
 		v.Job = a.job.name
 	} else if v.Sentinel.Postmaster != 0 || local.Stray {
-		a.obs = a.cfg.Postgres.Observe(ctx, a.roster(s))
+		octx, cancel := context.WithTimeout(ctx, observeTimeout)
+		a.obs = a.cfg.Postgres.Observe(octx, a.roster(s))
+		cancel()
 	} else {
 		a.obs = Observation{SetAside: a.obs.SetAside}
 	}
@@ -154,7 +160,7 @@ func (a *Agent) remember(v decide.View, p decide.Plan) {
 	}
 	a.view.Store(snap)
 	if old == nil || !old.Report.SameButLSN(snap.Report) {
-		nudge(a.poke)
+		nudge(a.news)
 	}
 }
 

@@ -72,9 +72,12 @@ type Postgres interface {
 	Promise(ctx context.Context, r Roster, e fsm.Epoch) error
 	// Settle waits until everything received is replayed and says where that is.
 	Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error)
+	// SetLineage writes down which epoch made a timeline; timeline 0 stands for any that is not listed.
 	SetLineage(tl fsm.Timeline, e fsm.Epoch) error
 	// Promoted waits until the server is out of recovery and says what its promotion made.
 	Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error)
+	// Origin says which timeline a timeline held here left, and where; it works on a standby, too.
+	Origin(ctx context.Context, tl fsm.Timeline) (parent fsm.Timeline, fork fsm.LSN, err error)
 	Slots(ctx context.Context, r Roster) error
 	// Barrier passes when no walsender goes by an older setting and K of S have flushed what the primary has now.
 	Barrier(ctx context.Context, r Roster, c decide.Conf) error

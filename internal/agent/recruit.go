@@ -48,13 +48,15 @@ func (a *Agent) recruit(ctx context.Context, c recruitCall) {
 			c.reply <- recruitReply{err: errors.New(a.job.name + " is under way")}
 			return
 		}
-		if a.job.force == quick {
-			a.job.cancel() // whatever it was, it belongs to an epoch that has ended
+		if a.job.force > quick { // waiting for it would keep the safety rules waiting
+			c.reply <- recruitReply{err: errors.New(a.job.name + " is under way")}
+			return
 		}
+		a.job.cancel() // whatever it was, it belongs to an epoch that has ended
 		a.finish(<-a.jobs)
 	}
 	s := a.cfg.Control.State()
-	if err := a.recruitable(s, c.epoch); err != nil {
+	if err := a.recruitable(c.ctx, s, c.epoch); err != nil {
 		c.reply <- recruitReply{err: err}
 		return
 	}
@@ -73,15 +75,21 @@ func (a *Agent) recruit(ctx context.Context, c recruitCall) {
 }
 
 // recruitable says why this node cannot promise now, if so.
-func (a *Agent) recruitable(s *fsm.State, e fsm.Epoch) error {
+func (a *Agent) recruitable(ctx context.Context, s *fsm.State, e fsm.Epoch) error {
 	local, err := a.cfg.Postgres.Local()
 	if err != nil {
 		return err
 	}
-	a.ping(context.Background())
+	pctx, cancel := context.WithTimeout(ctx, decide.SentinelSilence)
+	defer cancel()
+	if err := a.ping(pctx); err != nil {
+		return fmt.Errorf("its sentinel does not answer: %w", err)
+	}
 	st := a.sentinel.get()
 	g := s.Groups[s.Nodes[a.cfg.Self].Group]
 	switch {
+	case e.N != g.Epoch.N+1:
+		return fmt.Errorf("its copy of the state, with epoch %s, is not the one this election rests on", g.Epoch)
 	case !local.HasData:
 		return errors.New("no data directory")
 	case local.Unfinished != "":
@@ -116,8 +124,20 @@ func (a *Agent) promise(ctx context.Context, r Roster, e fsm.Epoch) (decide.Recr
 	if err != nil {
 		return rec, fmt.Errorf("replay to the end: %w", err)
 	}
-	rec.Timeline, rec.LSN, rec.Lineage = tl, lsn, local.Lineage[tl]
+	rec.Timeline, rec.LSN, rec.Lineage = tl, lsn, local.LineageOf(tl)
+	if last, ok := r.Group.LastGrant(); ok && last.Holder == a.cfg.Self && last.Timeline == 0 && rec.Lineage == last.Epoch {
+		return rec, a.recordLate(ctx, r, tl, last.Epoch)
+	}
 	return rec, nil
+}
+
+// recordLate records a promotion that this node did not live to record: its data is true, and may be the only copy.
+func (a *Agent) recordLate(ctx context.Context, r Roster, tl fsm.Timeline, e fsm.Epoch) error {
+	parent, fork, err := a.cfg.Postgres.Origin(ctx, tl)
+	if err != nil {
+		return fmt.Errorf("find where timeline %d began: %w", tl, err)
+	}
+	return a.submit(ctx, fsm.Promoted{Group: r.Group.ID, Epoch: e, Timeline: tl, Parent: parent, Fork: fork})
 }
 
 // strayRecruit answers for a running server that waits to be adopted.
@@ -129,13 +149,15 @@ func (a *Agent) strayRecruit(ctx context.Context, r Roster, rec decide.Recruit, 
 	if obs.PG.InRecovery {
 		return rec, errors.New("the running server is a standby: stop it, matriarch starts it itself")
 	}
-	rec.Primary, rec.Timeline, rec.LSN, rec.Lineage = true, obs.PG.Timeline, obs.PG.LSN, local.Lineage[obs.PG.Timeline]
+	rec.Primary, rec.Timeline, rec.LSN, rec.Lineage = true, obs.PG.Timeline, obs.PG.LSN, local.LineageOf(obs.PG.Timeline)
 	return rec, nil
 }
 
 // Stop ends PostgreSQL in good order and gives the lease back; Run must have returned.
 func (a *Agent) Stop(ctx context.Context) error {
-	a.ping(ctx)
+	if err := a.ping(ctx); err != nil {
+		return fmt.Errorf("ask the sentinel: %w", err)
+	}
 	if a.sentinel.get().Postmaster != 0 {
 		if err := a.stopped(ctx, false); err != nil {
 			return err
@@ -148,5 +170,5 @@ func (a *Agent) Stop(ctx context.Context) error {
 	}
 	rctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return a.submit(rctx, fsm.Release{Group: g.ID, Epoch: g.Lease.Epoch, Reason: "the node is being stopped"})
+	return a.release(rctx, a.roster(s), g.Lease.Epoch, "the node is being stopped")
 }

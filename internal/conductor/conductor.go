@@ -111,7 +111,7 @@ func (c *Conductor) Run(ctx context.Context, lead Lead) {
 	if c.cfg.Metadata != nil {
 		wg.Go(func() { c.keepMetadata(ctx, lead) })
 	}
-	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}}
+	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, began: time.Now()}
 	t.run(ctx)
 	c.plans.Store(nil)
 }
@@ -123,6 +123,7 @@ type term struct {
 	elections map[fsm.GroupID]*election
 	answers   chan answer
 	last      map[fsm.GroupID]string
+	began     time.Time
 	wg        sync.WaitGroup
 }
 
@@ -190,7 +191,7 @@ func (t *term) look(ctx context.Context) (busy bool) {
 }
 
 func (t *term) view(s *fsm.State, g fsm.Group, e *election) decide.GroupView {
-	v := decide.GroupView{State: s, Group: g, Heard: map[fsm.NodeID]time.Duration{}, Reference: s.Nodes[g.LastHolder].Report.Replay}
+	v := decide.GroupView{State: s, Group: g, Heard: map[fsm.NodeID]time.Duration{}, Leading: time.Since(t.began), Reference: s.Nodes[g.LastHolder].Report.Replay}
 	for _, n := range s.Members(g.ID) {
 		if ago, ok := t.lead.Heard(n.ID); ok {
 			v.Heard[n.ID] = ago
