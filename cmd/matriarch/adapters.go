@@ -123,11 +123,14 @@ var historyEvents = map[string]obs.Kind{
 	"opened": obs.FailoverDone, "operation": obs.OperatorAsked,
 }
 
+// newsAge is how old an entry may be to count as an event.
+const newsAge = 30 * time.Second
+
 // observeEvents turns new lines of history into events.
 func (n *node) observeEvents(prev, next *fsm.State) {
 	for _, id := range next.GroupIDs() {
 		for _, h := range next.History[id] {
-			if h.Index <= prev.Index || prev.Index == 0 {
+			if h.Index <= prev.Index || time.Since(h.At) > newsAge { // a starting node replays the past
 				continue
 			}
 			kind, ok := historyEvents[h.Kind]

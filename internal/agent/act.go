@@ -112,7 +112,7 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 	case decide.Release:
 		return "giving the lease back", quick, quickTimeout, func(ctx context.Context) error { return a.release(ctx, r, x.Epoch, v.Sentinel.Exit) }
 	case decide.InitDB:
-		return "initdb", quick, initTimeout, pg.InitDB
+		return "initdb", quick, initTimeout, func(ctx context.Context) error { return a.initDB(ctx, r) }
 	case decide.Announce:
 		return "announcing", quick, quickTimeout, func(ctx context.Context) error { return a.announce(ctx, r) }
 	case decide.Clone:
@@ -191,7 +191,34 @@ func (a *Agent) announce(ctx context.Context, r Roster) error {
 	return a.submit(ctx, fsm.Initialised{Group: r.Group.ID, Node: r.Self, SystemID: id, Timeline: tl})
 }
 
+// still reads the newest state before something that cannot be taken back, and checks that the primary decided on is still
+// the primary. What this node knows may be old.
+func (a *Agent) still(ctx context.Context, r Roster, e fsm.Epoch) error {
+	s, err := a.cfg.Control.Read(ctx)
+	if err != nil {
+		return fmt.Errorf("read the newest state first: %w", err)
+	}
+	if g := s.Groups[r.Group.ID]; !g.Opened() || g.Epoch != e {
+		return errNotYet
+	}
+	return nil
+}
+
+func (a *Agent) initDB(ctx context.Context, r Roster) error {
+	s, err := a.cfg.Control.Read(ctx)
+	if err != nil {
+		return fmt.Errorf("read the newest state first: %w", err)
+	}
+	if g := s.Groups[r.Group.ID]; g.SystemID != "" || g.ClaimedBy != r.Self {
+		return errNotYet
+	}
+	return a.cfg.Postgres.InitDB(ctx)
+}
+
 func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error {
+	if err := a.still(ctx, a.roster(v.State), x.Epoch); err != nil {
+		return err
+	}
 	if v.Sentinel.Postmaster != 0 {
 		if err := a.stopped(ctx, false); err != nil {
 			return err
@@ -201,6 +228,9 @@ func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error 
 }
 
 func (a *Agent) rewind(ctx context.Context, v decide.View, x decide.Rewind) error {
+	if err := a.still(ctx, a.roster(v.State), x.Epoch); err != nil {
+		return err
+	}
 	if v.Sentinel.Postmaster != 0 {
 		if err := a.stopped(ctx, false); err != nil {
 			return err

@@ -14,6 +14,8 @@ type Control interface {
 	State() *fsm.State
 	// Submit proposes a command, through the leader, and answers what became of it.
 	Submit(ctx context.Context, c fsm.Command) (fsm.Result, error)
+	// Read answers a state that has everything committed when it was called.
+	Read(ctx context.Context) (*fsm.State, error)
 	// Keepalive sends one keepalive to the leader and waits for its answer.
 	Keepalive(ctx context.Context, b Beat) (Answer, error)
 }

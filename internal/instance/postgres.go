@@ -308,6 +308,19 @@ func (p *Postgres) Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork 
 	}
 }
 
+// Origin implements agent.Postgres.
+func (p *Postgres) Origin(_ context.Context, tl fsm.Timeline) (fsm.Timeline, fsm.LSN, error) {
+	h, err := p.m.History(tl)
+	if err != nil {
+		return 0, 0, err
+	}
+	from, ok := h.Parent()
+	if !ok {
+		return 0, 0, fmt.Errorf("the data directory has no history of timeline %d", tl)
+	}
+	return from.Timeline, from.End, nil
+}
+
 func wantedSlots(r agent.Roster) []string {
 	var want []string
 	for _, n := range r.Members {
