@@ -188,11 +188,11 @@ func TestFailedRewindLeavesTheMark(t *testing.T) {
 	a.end(syscall.SIGINT)
 	_, _, fork, err := b.PromotionPoint(b.ctx())
 	b.must(err)
-	n := a.Manager.tools
-	a.Manager.tools.Dir = toolsWith(t, n, "pg_rewind", "#!/bin/sh\nrm -f \"${1#--target-pgdata=}/standby.signal\"\necho broke in the middle >&2\nexit 1\n")
+	n := a.tools
+	a.tools.Dir = toolsWith(t, n, "pg_rewind", "#!/bin/sh\nrm -f \"${1#--target-pgdata=}/standby.signal\"\necho broke in the middle >&2\nexit 1\n")
 	err = a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork)
 	contains(t, err, "pg_rewind", "broke in the middle")
-	a.Manager.tools = n
+	a.tools = n
 	if _, err := a.StartCommand(a.ctx()); !errors.Is(err, ErrUnfinished) {
 		t.Fatalf("start of a half rewound directory: %v", err)
 	}

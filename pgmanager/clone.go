@@ -77,8 +77,10 @@ func (m *Manager) baseBackup(ctx context.Context, up Upstream, useSlot bool, dir
 		return err
 	}
 	defer done()
-	args := []string{"-D", dir, "-X", "stream", "-c", "fast", "-w", "-P",
-		"-h", up.Host, "-p", strconv.Itoa(up.Port), "-U", m.cfg.ReplicationUser}
+	args := []string{
+		"-D", dir, "-X", "stream", "-c", "fast", "-w", "-P",
+		"-h", up.Host, "-p", strconv.Itoa(up.Port), "-U", m.cfg.ReplicationUser,
+	}
 	if useSlot {
 		args = append(args, "-S", up.Slot)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -149,12 +150,8 @@ func (c Config) settings(w Conf) pgconf.Settings {
 		HBAFile: c.hbaFile(), SyncNames: w.SyncNames, Citus: c.Citus, Databases: w.Databases, TLS: c.TLS,
 		Parameters: map[string]string{},
 	}
-	for k, v := range c.Parameters {
-		s.Parameters[k] = v
-	}
-	for k, v := range w.Parameters {
-		s.Parameters[k] = v
-	}
+	maps.Copy(s.Parameters, c.Parameters)
+	maps.Copy(s.Parameters, w.Parameters)
 	if u := w.Upstream; u != nil {
 		s.PrimaryConninfo, s.PrimarySlotName = c.conninfo(*u), u.Slot
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -113,7 +114,7 @@ func scanAny(b []byte) (n int, line string, ok bool) {
 func (w *tailWriter) String() string {
 	lines := w.lines
 	if s := strings.TrimSpace(string(w.part)); s != "" {
-		lines = append(lines[:len(lines):len(lines)], s)
+		lines = append(slices.Clip(lines), s)
 	}
 	return strings.Join(lines, "; ")
 }

@@ -77,8 +77,10 @@ func (m *Manager) initdb(ctx context.Context, dir string) error {
 	}
 	defer done()
 	args := func(locale string) []string {
-		return []string{"-D", dir, "--username=" + m.cfg.Superuser, "--pwfile=" + pwfile, "--auth=scram-sha-256",
-			"--encoding=UTF8", "--locale=" + locale, "--data-checksums"}
+		return []string{
+			"-D", dir, "--username=" + m.cfg.Superuser, "--pwfile=" + pwfile, "--auth=scram-sha-256",
+			"--encoding=UTF8", "--locale=" + locale, "--data-checksums",
+		}
 	}
 	_, err = m.run(ctx, tool{name: "initdb", args: args("C.UTF-8")})
 	if err == nil || !strings.Contains(err.Error(), "invalid locale") {

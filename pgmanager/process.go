@@ -95,7 +95,7 @@ func (m *Manager) endChildren(ctx context.Context, kind string) error {
 func (m *Manager) terminate(pid int, kind string) error {
 	p, err := os.FindProcess(pid)
 	if err != nil {
-		return nil //nolint:nilerr // gone
+		return nil // gone
 	}
 	defer p.Release() //nolint:errcheck // nothing to lose
 	if !m.isKind(pid, kind) {

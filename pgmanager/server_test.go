@@ -110,8 +110,13 @@ func TestClearUpstreamEndsConfirmationsWhileReplayIsPaused(t *testing.T) {
 	if _, err := s.WriteCredential(epoch(1)); !errors.Is(err, ErrPromised) {
 		t.Fatalf("credential of a promised-away epoch: %v", err)
 	}
-	if n := value[int](p, "SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'matriarch first commit'"); n != 0 {
-		t.Fatalf("%d abandoned commits still wait on the server", n)
+	waiting := func() int {
+		return value[int](p, "SELECT count(*)::int FROM pg_stat_activity WHERE application_name = 'matriarch first commit'")
+	}
+	for deadline := time.Now().Add(10 * time.Second); waiting() != 0; <-time.After(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d abandoned commits still wait on the server", waiting())
+		}
 	}
 }
 

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 )
 
 // maintenanceDB is where the manager's own sessions live. It is not a Citus database: a session there would start Citus'
@@ -59,10 +57,6 @@ func (m *Manager) connConfig(host string, port int) (*pgx.ConnConfig, error) {
 		"DateStyle":                           "ISO",
 		"TimeZone":                            "UTC",
 	}
-	// A wait that the caller gives up has to end on the server too, or its backends pile up there.
-	cfg.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: time.Second}
-	}
 	return cfg, nil
 }
 
@@ -71,7 +65,7 @@ func closeConn(c *pgx.Conn) {
 	if c == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond) //nolint:forbidigo // the goodbye also follows a context that ended
 	defer cancel()
 	_ = c.Close(ctx)
 }

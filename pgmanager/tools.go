@@ -92,7 +92,7 @@ func inspect(dir string) (Tools, error) {
 		return Tools{}, fmt.Errorf("%w: %s lacks %s: install the server package of the same version, or name another folder with --pg-bin",
 			ErrNoPostgres, dir, strings.Join(missing, ", "))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) //nolint:forbidigo // bounds a program that only prints its version
 	defer cancel()
 	out, err := exec.CommandContext(ctx, filepath.Join(dir, "postgres"), "--version").Output()
 	if err != nil {
