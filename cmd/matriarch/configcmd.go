@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"go.yaml.in/yaml/v3"
+
+	"matriarch/fsm"
+	"matriarch/internal/admin"
+	"matriarch/internal/config"
+)
+
+func (p *program) configVerb() *cli.Command {
+	return &cli.Command{
+		Name: "config", Usage: "check this node's file, show and change the cluster's settings", Category: "change",
+		Description: "This node's file says who it is and where things are; the cluster's settings are the same everywhere and change live.\nExample:\n   matriarch config show",
+		Subcommands: []*cli.Command{
+			{
+				Name: "validate", Usage: "check a node's configuration file", ArgsUsage: "[FILE]",
+				Description: "Names every mistake with its line and the remedy.\nExample:\n   matriarch config validate /etc/matriarch/matriarch.yml",
+				Action:      p.configValidate,
+			},
+			{
+				Name: "show", Usage: "show the cluster's settings and this node's configuration",
+				Description: "Shows both with everything filled in that follows from other values.\nExample:\n   matriarch config show --output yaml",
+				Action:      p.configShow,
+			},
+			{
+				Name: "set", Usage: "change settings of the cluster", ArgsUsage: "KEY=VALUE ...",
+				Description: settingsHelp() + "Example:\n   matriarch config set ttl=6s degrade_after=3s",
+				Action:      p.configSet,
+			},
+		},
+	}
+}
+
+func settingsHelp() string {
+	var b strings.Builder
+	b.WriteString("The keys:\n")
+	for _, s := range admin.ClusterSettings() {
+		fmt.Fprintf(&b, "   %-20s %s\n", s.Key, s.Help)
+	}
+	return b.String()
+}
+
+func (p *program) configValidate(c *cli.Context) error {
+	args, err := arguments(c, "[FILE]")
+	if err != nil {
+		return err
+	}
+	file := c.String("config")
+	if len(args) > 0 {
+		file = args[0]
+	}
+	if _, err := config.Load(file); err != nil {
+		return err
+	}
+	return done(c, "%s is valid", file)
+}
+
+// configView is all that holds for a node.
+type configView struct {
+	Cluster map[string]string `json:"cluster"`
+	Node    map[string]any    `json:"node"`
+}
+
+func (p *program) configShow(c *cli.Context) error {
+	if _, err := arguments(c); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	cl, err := p.open(cfg)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	st, err := cl.Status(c.Context)
+	if err != nil {
+		return err
+	}
+	text, err := yaml.Marshal(cfg)
+	if err != nil {
+		return fmt.Errorf("show configuration: %w", err)
+	}
+	v := configView{Cluster: map[string]string{}}
+	if err := yaml.Unmarshal(text, &v.Node); err != nil {
+		return fmt.Errorf("show configuration: %w", err)
+	}
+	for _, s := range admin.ClusterSettings() {
+		v.Cluster[s.Key] = s.Get(st.State.Cluster.Settings)
+	}
+	return emit(c, v, func(w io.Writer) {
+		renderSettings(w, st.State.Cluster.Settings)
+		fmt.Fprintf(w, "\nThis node, %s with everything filled in:\n%s", c.String("config"), text)
+	})
+}
+
+func renderSettings(w io.Writer, s fsm.Settings) {
+	var rows [][]string
+	for _, x := range admin.ClusterSettings() {
+		note := ""
+		if x.Get(s) != x.Get(fsm.DefaultSettings()) {
+			note = "default " + x.Get(fsm.DefaultSettings())
+		}
+		rows = append(rows, []string{x.Key, x.Get(s), note, x.Help})
+	}
+	grid(w, "", []string{"Setting", "Value", "", "Meaning"}, rows, -1)
+}
+
+func (p *program) configSet(c *cli.Context) error {
+	if c.NArg() == 0 {
+		return usagef(c, "KEY=VALUE is missing")
+	}
+	probe := fsm.DefaultSettings()
+	for _, a := range c.Args().Slice() {
+		if err := admin.SetSetting(&probe, a); err != nil {
+			return usagef(c, "%v", err)
+		}
+	}
+	cl, err := p.connect(c)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	st, err := cl.Formation(c.Context)
+	if err != nil {
+		return err
+	}
+	s := st.State.Cluster.Settings
+	for _, a := range c.Args().Slice() {
+		if err := admin.SetSetting(&s, a); err != nil {
+			return usagef(c, "%v", err)
+		}
+	}
+	if err := submit(c, cl, admin.Request{SettingsPut: &fsm.SettingsPut{Settings: s}}); err != nil {
+		return err
+	}
+	return done(c, "set %s", strings.Join(c.Args().Slice(), " "))
+}
