@@ -1,0 +1,204 @@
+package decide
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"matriarch/fsm"
+)
+
+// election is a free group with all three recruited and equal.
+func election(edit ...func(*GroupView)) GroupView {
+	s := world(free)
+	v := GroupView{
+		State: s, Group: s.Groups[0], Heard: map[fsm.NodeID]time.Duration{"a": 0, "b": 0, "c": 0}, Asking: time.Second, Enough: time.Second,
+		Recruits: []Recruit{rec("a", 200), rec("b", 200), rec("c", 200)}, Refusals: map[fsm.NodeID]string{},
+	}
+	for _, f := range edit {
+		f(&v)
+	}
+	return v
+}
+
+func rec(id fsm.NodeID, lsn fsm.LSN) Recruit {
+	return Recruit{Node: id, Instance: "i" + string(id), Timeline: 2, Lineage: ep(1), LSN: lsn}
+}
+
+func recruits(rs ...Recruit) func(*GroupView) { return func(v *GroupView) { v.Recruits = rs } }
+
+func edit(f func(*fsm.Group)) func(*GroupView) { return func(v *GroupView) { f(&v.Group) } }
+
+func tag(id fsm.NodeID, f func(*fsm.Tags)) func(*GroupView) {
+	return func(v *GroupView) {
+		n := v.State.Nodes[id]
+		f(&n.Tags)
+		v.State.Nodes[id] = n
+	}
+}
+
+func held(v *GroupView) {
+	v.State = world()
+	v.Group = v.State.Groups[0]
+	v.Recruits, v.Asking = nil, 0
+}
+
+func op(to fsm.NodeID, trust bool) func(*GroupView) {
+	return edit(func(g *fsm.Group) { g.Op = &fsm.Operation{ID: "o", Kind: "failover", To: to, Trust: trust, By: "me"} })
+}
+
+func nobody(v *GroupView) { v.Recruits, v.Asking, v.Enough = nil, 0, 0 }
+
+var clusterExamples = []struct {
+	name, rule string
+	view       GroupView
+	want       string // of the action
+}{
+	{"a new group", "C100", election(edit(func(g *fsm.Group) { *g = fsm.Group{} })), "ClaimGroup{Node:a}"},
+	{"the beginner died", "C100", election(edit(func(g *fsm.Group) { *g = fsm.Group{ClaimedBy: "a"} }), func(v *GroupView) { v.Heard["a"] = time.Hour }), "ClaimGroup{Node:b}"},
+	{"the beginner died before this leader came", "C100", election(edit(func(g *fsm.Group) { *g = fsm.Group{ClaimedBy: "a"} }), func(v *GroupView) { delete(v.Heard, "a"); v.Leading = time.Hour }), "ClaimGroup{Node:b}"},
+	{"the beginner may still come", "C110", election(edit(func(g *fsm.Group) { *g = fsm.Group{ClaimedBy: "a"} }), func(v *GroupView) { delete(v.Heard, "a"); v.Leading = time.Second }), ""},
+	{"initialising", "C110", election(edit(func(g *fsm.Group) { *g = fsm.Group{ClaimedBy: "a"} })), ""},
+	{"asked for", "C200", election(held, op("b", false)), "RevokeLease{Epoch:1.1"},
+	{"revoked", "C210", election(held, edit(func(g *fsm.Group) { g.Lease.Revoked = true })), ""},
+	{"held", "C220", election(held), ""},
+	{"paused", "C230", election(edit(func(g *fsm.Group) { g.Paused = true })), ""},
+	{"free", "C300", election(nobody), "RecruitAll"},
+	{"one of two", "C310", election(recruits(rec("b", 200))), "RecruitAll"},
+	{"nobody", "C310", election(recruits()), "RecruitAll"},
+	{"a foreign timeline proves nothing", "C310", election(recruits(rec("b", 200), Recruit{Node: "a", Timeline: 2, Lineage: ep(0), LSN: 900})), "RecruitAll"},
+	{"more may come", "C320", election(recruits(rec("b", 200), rec("c", 200)), func(v *GroupView) { v.Enough = 50 * time.Millisecond }), ""},
+	{"the wanted one is behind", "C330", election(op("c", false), recruits(rec("a", 300), rec("b", 300), rec("c", 100)), func(v *GroupView) { v.Asking = time.Minute }, edit(func(g *fsm.Group) { g.Sync.Pairs = []fsm.Pair{fsm.NewPair(1, "b", "c")} })), "DropOperation"},
+	{"all tagged", "C340", election(tag("a", noFailover), tag("b", noFailover), tag("c", noFailover)), "RecruitAll"},
+	{"only a node that may not be primary has everything", "C340", election(tag("a", noFailover), recruits(rec("a", 300), rec("b", 200))), "RecruitAll"},
+	{"the best", "C400", election(recruits(rec("a", 200), rec("b", 300), rec("c", 250))), "GrantLease{To:b"},
+	{"the last holder alone", "C400", election(recruits(rec("a", 200))), "GrantLease{To:a"},
+	{"the standbys without it", "C400", election(recruits(rec("b", 200), rec("c", 210))), "GrantLease{To:c"},
+	{"trusted", "C400", election(op("b", true), recruits(rec("b", 1)), edit(func(g *fsm.Group) { g.Sync.Unknown = true })), "GrantLease{To:b"},
+	{"the wanted one has enough", "C400", election(op("c", false), recruits(rec("a", 300), rec("b", 200), rec("c", 200))), "GrantLease{To:c"},
+}
+
+func noFailover(t *fsm.Tags) { t.NoFailover = true }
+
+func TestClusterExamples(t *testing.T) {
+	won := map[string]bool{}
+	for _, e := range clusterExamples {
+		t.Run(e.rule+" "+e.name, func(t *testing.T) {
+			p := Cluster(e.view)
+			won[p.Rule] = true
+			if p.Rule != e.rule {
+				t.Fatalf("%s won (%s), want %s", p.Rule, p.Reason, e.rule)
+			}
+			got := ""
+			switch a := p.Action.(type) {
+			case nil:
+			case GrantLease:
+				got = fmt.Sprintf("GrantLease{To:%s %v}", a.To.Node, a.Pair)
+			default:
+				got = strings.TrimPrefix(fmt.Sprintf("%T%+v", a, a), "decide.")
+			}
+			if (e.want == "") != (got == "") || !strings.HasPrefix(got, e.want) {
+				t.Errorf("action %s, want %s", got, e.want)
+			}
+			if p.Reason == "" || strings.Contains(p.Reason, "%!") {
+				t.Errorf("reason %q", p.Reason)
+			}
+		})
+	}
+	for _, r := range ClusterRules {
+		if !won[r.ID] {
+			t.Errorf("no example is won by %s (%s)", r.ID, r.Name)
+		}
+	}
+}
+
+func TestCandidatesOrder(t *testing.T) {
+	s := world(free)
+	for id, f := range map[fsm.NodeID]func(*fsm.Tags){"b": func(t *fsm.Tags) { t.FailoverPriority = 5 }} {
+		n := s.Nodes[id]
+		f(&n.Tags)
+		s.Nodes[id] = n
+	}
+	s.Nodes["d"] = fsm.Node{ID: "d", Name: "n-d"}
+	g := s.Groups[0]
+	g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "b", Timeline: 7, Parent: 2, Fork: 150}, fsm.Grant{Epoch: ep(3), Holder: "c", Timeline: 3, Parent: 2, Fork: 150})
+	at := func(id fsm.NodeID, tl fsm.Timeline, e uint64, lsn fsm.LSN) Recruit {
+		return Recruit{Node: id, Timeline: tl, Lineage: ep(e), LSN: lsn}
+	}
+	for _, tc := range []struct {
+		name string
+		in   []Recruit
+		want string
+	}{
+		{"greatest LSN", []Recruit{at("a", 2, 1, 10), at("c", 2, 1, 30), at("b", 2, 1, 20)}, "cba"},
+		{"newest epoch, not the highest number", []Recruit{at("a", 7, 2, 900), at("c", 3, 3, 160)}, "ca"},
+		{"newest epoch before LSN", []Recruit{at("a", 2, 1, 900), at("c", 3, 3, 160)}, "ca"},
+		{"priority at equal LSN", []Recruit{at("a", 2, 1, 10), at("b", 2, 1, 10)}, "ba"},
+		{"synchronous at equal priority", []Recruit{at("a", 2, 1, 10), at("c", 2, 1, 10)}, "ca"},
+		{"name at last", []Recruit{at("d", 2, 1, 10), at("a", 2, 1, 10)}, "ad"},
+		{"a timeline made by another epoch is out", []Recruit{at("a", 3, 2, 900), at("c", 2, 1, 10)}, "c"},
+		{"an unrecorded timeline is out", []Recruit{at("a", 9, 2, 900), at("c", 2, 1, 10)}, "c"},
+		{"no member", []Recruit{at("x", 2, 1, 900), at("c", 2, 1, 10)}, "c"},
+	} {
+		for _, in := range [][]Recruit{tc.in, {tc.in[len(tc.in)-1], tc.in[0]}} {
+			if len(in) != len(tc.in) {
+				continue
+			}
+			got := ""
+			for _, r := range Candidates(s, g, in) {
+				got += string(r.Node)
+			}
+			if got != tc.want {
+				t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
+			}
+		}
+	}
+}
+
+func TestRelate(t *testing.T) {
+	// 1 -100-> 2 (e1) -200-> 3 (e3); 2 -150-> 5 (e2, dead); 3 -300-> 4 (e4, adopted nothing)
+	g := fsm.Group{Grants: []fsm.Grant{
+		{Timeline: 1}, {Epoch: ep(1), Timeline: 2, Parent: 1, Fork: 100}, {Epoch: ep(2), Timeline: 5, Parent: 2, Fork: 150},
+		{Epoch: ep(3), Timeline: 3, Parent: 2, Fork: 200}, {Epoch: ep(4), Timeline: 4, Parent: 3, Fork: 300},
+	}}
+	again := g
+	again.Grants = append(g.Grants[:2:2], fsm.Grant{Epoch: ep(2), Timeline: 3, Parent: 2, Fork: 120}, fsm.Grant{Epoch: ep(3), Timeline: 3, Parent: 2, Fork: 150})
+	unrecorded := g
+	unrecorded.Grants = append(g.Grants[:4:4], fsm.Grant{Epoch: ep(4)})
+	adopted := fsm.Group{Grants: []fsm.Grant{{Timeline: 9}, {Epoch: ep(1), Timeline: 9, Parent: 9}}}
+	for _, tc := range []struct {
+		name string
+		g    fsm.Group
+		tl   fsm.Timeline
+		lsn  fsm.LSN
+		e    fsm.Epoch
+		rel  Relation
+		fork fsm.LSN
+	}{
+		{"same timeline", g, 4, 999, ep(4), Follows, 999},
+		{"same number, other epoch", g, 4, 310, ep(2), Foreign, 0},
+		{"parent, before the fork", g, 3, 299, ep(3), Follows, 300},
+		{"parent, at the fork", g, 3, 300, ep(3), Follows, 300},
+		{"parent, after the fork", g, 3, 301, ep(3), Diverged, 300},
+		{"parent's number, other epoch", g, 3, 250, ep(2), Foreign, 0},
+		{"grandparent, before", g, 2, 200, ep(1), Follows, 200},
+		{"grandparent, after", g, 2, 201, ep(1), Diverged, 200},
+		{"first timeline, before", g, 1, 100, fsm.Epoch{}, Follows, 100},
+		{"first timeline, after", g, 1, 101, fsm.Epoch{}, Diverged, 100},
+		{"dead branch", g, 5, 151, ep(2), Diverged, 0},
+		{"dead branch by a longer number than the primary's", g, 5, 160, ep(2), Diverged, 0},
+		{"number nobody made", g, 8, 1, ep(2), Foreign, 0},
+		{"nothing known here", g, 0, 0, fsm.Epoch{}, Foreign, 0},
+		{"number made twice: the newer", again, 3, 400, ep(3), Follows, 400},
+		{"number made twice: the older", again, 3, 130, ep(2), Foreign, 0},
+		{"promotion not recorded yet", unrecorded, 3, 10, ep(3), Foreign, 0},
+		{"no grant", fsm.Group{}, 1, 1, fsm.Epoch{}, Foreign, 0},
+		{"adopted", adopted, 9, 5, ep(1), Follows, 5},
+	} {
+		rel, fork := Relate(tc.g, tc.tl, tc.lsn, tc.e)
+		if rel != tc.rel || fork != tc.fork {
+			t.Errorf("%s: %s %v, want %s %v", tc.name, rel, fork, tc.rel, tc.fork)
+		}
+	}
+}
