@@ -26,12 +26,12 @@ func bootstrapVerb() *cli.Command {
 		Usage: "make this host the first node of a new cluster",
 		Description: "Makes the cluster's CA and passwords, writes the configuration file and prints one line that makes any other host join.\n" +
 			"Example: matriarch bootstrap --name coord-1 --advertise 10.0.0.11:7400",
-		Flags: append([]cli.Flag{configFlag()}, append(hostFlags(),
+		Flags: append(hostFlags(),
 			&cli.StringSliceFlag{Name: "database", Usage: "database that every group has; repeatable", Value: cli.NewStringSlice(fsm.DefaultSettings().Databases...)},
 			&cli.DurationFlag{Name: "ttl", Usage: "length of a primary's lease", Value: fsm.DefaultSettings().TTL},
 			&cli.BoolFlag{Name: "adopt", Usage: "take over the PostgreSQL that is in the data directory, running or stopped"},
 			&cli.DurationFlag{Name: "token-ttl", Usage: "how long the printed join token is good", Value: 24 * time.Hour},
-			&cli.IntFlag{Name: "token-uses", Usage: "how many hosts may use it", Value: 50})...),
+			&cli.IntFlag{Name: "token-uses", Usage: "how many hosts may use it", Value: 50}),
 		Action: bootstrap,
 	}
 }

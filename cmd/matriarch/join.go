@@ -28,10 +28,10 @@ func joinVerb() *cli.Command {
 		ArgsUsage: "ADDRESS",
 		Description: "Checks the cluster's CA by the token's fingerprint, gets a certificate and writes the configuration file. It may be repeated.\n" +
 			"Example: matriarch join 10.0.0.11:7400 --token mt1.... --name work1-1 --group 1",
-		Flags: append([]cli.Flag{configFlag(), &cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", Required: true, EnvVars: []string{"MATRIARCH_TOKEN"}}}, hostFlags()...),
+		Flags: append([]cli.Flag{&cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", Required: true, EnvVars: []string{"MATRIARCH_TOKEN"}}}, hostFlags()...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 1 {
-				return usageError("join takes one address; flags go before or after it: %v", c.Args().Slice()[1:])
+				return usagef(c, "join takes one address, not also %q", c.Args().Get(1))
 			}
 			return join(c)
 		},
@@ -50,7 +50,7 @@ func join(c *cli.Context) error {
 		addr = token.Server
 	}
 	if addr == "" {
-		return usageError("join needs the address of a node of the cluster")
+		return usagef(c, "join needs the address of a node of the cluster")
 	}
 	cfg, err := hostConfig(c)
 	if err != nil {

@@ -23,7 +23,6 @@ func recoverVerb() *cli.Command {
 			"Run it on the node with the highest term and index: `recover --dry-run` shows them.\n" +
 			"Example: matriarch recover --config /etc/matriarch/matriarch.yml",
 		Flags: []cli.Flag{
-			configFlag(),
 			&cli.BoolFlag{Name: "dry-run", Usage: "show what this node knows and change nothing"},
 			&cli.StringFlag{Name: "confirm", Usage: "`NAME` of this node, instead of typing it"},
 		},

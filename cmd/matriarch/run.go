@@ -24,7 +24,6 @@ func runVerb() *cli.Command {
 		Usage: "run this node",
 		Description: "Runs until it is told to end. SIGTERM ends matriarch and leaves PostgreSQL running under its sentinel: start matriarch again within the lease " +
 			"and nobody notices. SIGINT stops PostgreSQL in good order first.\nExample: matriarch run --config /etc/matriarch/matriarch.yml",
-		Flags: []cli.Flag{configFlag()},
 		Action: func(c *cli.Context) error {
 			cfg, err := config.Load(c.String("config"))
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"matriarch/citus"
 	"matriarch/consensus"
 	"matriarch/consensus/lease"
 	"matriarch/fsm"
@@ -48,7 +49,9 @@ type node struct {
 	sentinel  *instance.Sentinel
 	agent     *agent.Agent
 	conductor *conductor.Conductor
+	citus     *citus.Pool // nil without Citus
 	api       *api.Server
+	apiPort   net.Listener
 	metrics   *obs.Metrics
 	events    *obs.Events
 
@@ -87,8 +90,17 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 	}
 	n.conductor = conductor.New(conductor.Config{Recruiter: recruiter{n}, Metadata: n.metadata(pgcfg), Log: log, Decided: n.groupDecided})
 	n.services()
-	n.api, err = api.Listen(cfg.API.Listen, source{n}, n.metrics, log)
-	return n, err
+	return n, n.openAPI()
+}
+
+// openAPI opens the HTTP port.
+func (n *node) openAPI() (err error) {
+	n.apiPort, err = net.Listen("tcp", n.cfg.API.Listen) //nolint:noctx // an address to listen on needs no waiting for
+	if err != nil {
+		return portInUse(err, "api.listen", n.cfg.API.Listen)
+	}
+	n.api = api.New(api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log})
+	return nil
 }
 
 // network opens the peer port.
@@ -174,7 +186,7 @@ func (n *node) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.rpc.Serve(n.mux.Listener(transport.KindRPC)) })
 	g.Go(func() error { return n.join.Serve(n.mux.Listener(transport.KindJoin)) })
-	g.Go(func() error { return n.api.Serve() })
+	g.Go(func() error { return n.api.Serve(n.apiPort) })
 	g.Go(func() error { return n.keepPeers(ctx) })
 	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
@@ -229,7 +241,10 @@ func (n *node) endServing() {
 func (n *node) close() error {
 	var errs []error
 	if n.api != nil {
-		errs = append(errs, n.api.Close())
+		errs = append(errs, n.api.Close(), ignoreClosed(n.apiPort.Close()))
+	}
+	if n.citus != nil {
+		n.citus.Close()
 	}
 	if n.sentinel != nil {
 		errs = append(errs, ignoreClosed(n.sentinel.Close()))
