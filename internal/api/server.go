@@ -20,6 +20,13 @@ type Source interface {
 	Status(ctx context.Context) admin.Status
 }
 
+// Config is what a server is made of. Metrics may be nil: then /metrics is not found.
+type Config struct {
+	Source  Source
+	Metrics *obs.Metrics
+	Log     *slog.Logger
+}
+
 const (
 	readTimeout = 10 * time.Second
 	idleTimeout = time.Minute
@@ -29,50 +36,33 @@ const (
 
 // Server answers HTTP.
 type Server struct {
-	src     Source
-	metrics *obs.Metrics
-	http    *http.Server
-	ln      net.Listener
+	cfg  Config
+	http *http.Server
 }
 
-// Listen opens the port; Serve answers. Without metrics there is no /metrics.
-func Listen(addr string, src Source, metrics *obs.Metrics, log *slog.Logger) (*Server, error) {
-	ln, err := net.Listen("tcp", addr) //nolint:noctx // an address to listen on needs no waiting for
-	if err != nil {
-		return nil, fmt.Errorf("open API port %s: %w: is the port free and the address this host's? (api.listen)", addr, err)
-	}
-	s := &Server{src: src, metrics: metrics, ln: ln}
+// New makes a server; Serve starts it.
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg}
 	s.http = &http.Server{
-		Handler: s.handler(), ReadHeaderTimeout: readTimeout / 2, ReadTimeout: readTimeout, WriteTimeout: readTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler: s.Handler(), ReadHeaderTimeout: readTimeout / 2, ReadTimeout: readTimeout, WriteTimeout: readTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
-	return s, nil
+	return s
 }
 
-// Addr is the address of the port.
-func (s *Server) Addr() net.Addr { return s.ln.Addr() }
-
-// Serve answers until Close; then it returns nil.
-func (s *Server) Serve() error {
-	if err := s.http.Serve(s.ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("serve HTTP on %s: %w", s.ln.Addr(), err)
+// Serve answers on l until Close; then it returns nil.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP on %s: %w", l.Addr(), err)
 	}
 	return nil
 }
 
-// Close closes the port and all connections. It may be repeated.
-func (s *Server) Close() error {
-	err := s.http.Close()
-	if lerr := s.ln.Close(); lerr != nil && !errors.Is(lerr, net.ErrClosed) {
-		err = errors.Join(err, lerr)
-	}
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
-}
+// Close ends the server and its connections.
+func (s *Server) Close() error { return s.http.Close() }
 
-func (s *Server) handler() http.Handler {
+// Handler answers all paths.
+func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for path, check := range checks() {
 		if path == "/" {
@@ -81,13 +71,13 @@ func (s *Server) handler() http.Handler {
 		mux.HandleFunc(path, s.reading(s.check(check)))
 	}
 	mux.HandleFunc("/patroni", s.reading(func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, http.StatusOK, nodeStatus(s.src.Status(r.Context())))
+		writeJSON(w, http.StatusOK, nodeStatus(s.cfg.Source.Status(r.Context())))
 	}))
 	mux.HandleFunc("/cluster", s.reading(s.withState(clusterView)))
 	mux.HandleFunc("/history", s.reading(s.withState(historyView)))
 	mux.HandleFunc("/config", s.reading(s.withState(configView)))
-	if s.metrics != nil {
-		mux.HandleFunc("/metrics", s.reading(s.scrape))
+	if s.cfg.Metrics != nil {
+		mux.HandleFunc("/metrics", s.reading(s.metrics))
 	}
 	mux.HandleFunc("/", s.reading(func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, "not_found", fmt.Sprintf("there is no %s here", r.URL.Path), "see docs for the paths; /cluster shows the formation")
@@ -118,7 +108,7 @@ func (w statusOnly) Write(b []byte) (int, error) { return len(b), nil }
 // check answers 200 or 503 with the node's status.
 func (s *Server) check(ok checkFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		st := s.src.Status(r.Context())
+		st := s.cfg.Source.Status(r.Context())
 		pass, err := ok(st, r.URL.Query())
 		if err != nil {
 			writeError(w, http.StatusBadRequest, "bad_request", err.Error(), "")
@@ -135,7 +125,7 @@ func (s *Server) check(ok checkFunc) http.HandlerFunc {
 // withState needs a copy of the replicated state, which a node that has just started may lack.
 func (s *Server) withState(view func(admin.Status) any) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		st := s.src.Status(r.Context())
+		st := s.cfg.Source.Status(r.Context())
 		if st.State == nil || st.State.Cluster.ID == "" {
 			writeError(w, http.StatusServiceUnavailable, "no_state", "this node has no copy of the cluster's state yet", "ask another node, or wait until it has heard of a Raft leader")
 			return
@@ -144,9 +134,9 @@ func (s *Server) withState(view func(admin.Status) any) http.HandlerFunc {
 	}
 }
 
-func (s *Server) scrape(w http.ResponseWriter, r *http.Request) {
-	st := s.src.Status(r.Context())
-	m := s.metrics
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
+	st := s.cfg.Source.Status(r.Context())
+	m := s.cfg.Metrics
 	m.Patroni(patroniMetrics(st))
 	m.Raft(st.Raft.Leads, st.Raft.Term, st.Raft.Applied)
 	var epoch fsm.Epoch
