@@ -97,11 +97,13 @@ func (b *book) peers() []fsm.NodeID {
 	return slices.Sorted(maps.Keys(ids))
 }
 
+var errNoAddress = errors.New("no address of this node is known yet")
+
 // try goes through a node's addresses; each attempt gets a fair share of the time that is left.
 func (b *book) try(ctx context.Context, id fsm.NodeID, do func(ctx context.Context, addr string) error) error {
 	addrs := b.addrs(id)
 	if len(addrs) == 0 {
-		return fmt.Errorf("%w: no address of node %s is known yet", errNotLeading, id)
+		return fmt.Errorf("%w: %s", errNoAddress, id)
 	}
 	var errs []error
 	for i, addr := range addrs {
@@ -133,8 +135,13 @@ func (b *book) dial(ctx context.Context, kind transport.Kind, id fsm.NodeID) (c 
 	return c, err
 }
 
+// call asks a node. Errors are classified as fromWire does.
 func (b *book) call(ctx context.Context, id fsm.NodeID, name string, req, resp any) error {
-	return b.try(ctx, id, func(ctx context.Context, addr string) error {
+	err := b.try(ctx, id, func(ctx context.Context, addr string) error {
 		return fromWire(b.client.Call(ctx, addr, string(id), name, req, resp))
 	})
+	if errors.Is(err, errNoAddress) {
+		return fmt.Errorf("%w: %w", errNotLeading, err)
+	}
+	return err
 }

@@ -29,6 +29,7 @@ type harness struct {
 	started time.Time
 	timing  Timing
 	nodes   map[fsm.NodeID]*peer
+	avoid   bool // LeaderAvoid: off unless a test is about it
 	lead    func(ctx context.Context, l Leadership)
 	log     *slog.Logger
 }
@@ -179,7 +180,7 @@ func (h *harness) stop(p *peer) {
 	}
 	p.cancel()
 	p.cancel = nil
-	if err := <-p.done; err != nil && p.fatal == nil {
+	if err := <-p.done; err != nil && p.fatal == nil && !errors.Is(err, net.ErrClosed) {
 		h.t.Errorf("stop %s: %v", p.id, err)
 	}
 }
@@ -203,6 +204,9 @@ func (h *harness) close() {
 	for _, p := range h.nodes {
 		h.stop(p)
 	}
+	if h.fake != nil {
+		time.Sleep(3 * time.Second) // for what net/http dials in the background
+	}
 }
 
 // cluster makes n nodes named a, b, c ... in the given groups and waits until votes and logs are as they will stay.
@@ -213,7 +217,9 @@ func (h *harness) cluster(groups ...fsm.GroupID) []*peer {
 		id := fsm.NodeID(string(rune('a' + i)))
 		addr := h.addr(id, i)
 		if i == 0 {
-			out = append(out, h.bootstrap(id, addr, fsm.DefaultSettings()))
+			settings := fsm.DefaultSettings()
+			settings.LeaderAvoid = h.avoid
+			out = append(out, h.bootstrap(id, addr, settings))
 			continue
 		}
 		out = append(out, h.join(out[0], id, addr, g))

@@ -25,6 +25,7 @@ import (
 
 const (
 	gossipTimeout = 2 * time.Second
+	probeEvery    = time.Second
 	joinEvery     = 10 * time.Second
 	joinAtOnce    = 3    // nodes asked in one round
 	packetQueue   = 64   // packets waiting for one peer; more are dropped, as by UDP
@@ -59,7 +60,8 @@ func (n *Node) startGossip(ctx context.Context) (*gossip, error) {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Transport, c.Label = string(n.cfg.ID), g.net, n.cfg.Dialer.Identity.Self().ClusterID
 	c.BindPort, c.AdvertisePort = gossipPort, gossipPort
-	c.TCPTimeout, c.ProbeInterval, c.ProbeTimeout = gossipTimeout, time.Second, 500*time.Millisecond
+	c.TCPTimeout, c.ProbeInterval, c.ProbeTimeout = gossipTimeout, probeEvery, probeEvery/2
+	c.AwarenessMaxMultiplier = 1 // a probe ends within probeEvery: close counts on it
 	c.GossipInterval, c.PushPullInterval = 500*time.Millisecond, time.Minute
 	c.DisableTcpPings, c.RequireNodeNames, c.EnableCompression = true, true, false
 	c.DNSConfigPath = ""
@@ -72,14 +74,17 @@ func (n *Node) startGossip(ctx context.Context) (*gossip, error) {
 	return g, nil
 }
 
-// run finds nodes that the list lacks, until ctx ends.
-func (g *gossip) run(ctx context.Context) {
+// run finds nodes that the list lacks, until ctx ends, and ends gossip. There is none when g is nil.
+func (g *gossip) run(ctx context.Context) error {
+	if g == nil {
+		return nil
+	}
 	t := time.NewTimer(0)
 	defer t.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return g.close()
 		case <-t.C:
 		}
 		known := map[string]bool{}
@@ -100,14 +105,20 @@ func (g *gossip) run(ctx context.Context) {
 	}
 }
 
-// close ends it; nil is closed already.
+// close ends it. Memberlist does not wait for a probe under way, so this does.
 func (g *gossip) close() error {
-	if g == nil {
-		return nil
-	}
 	if err := g.list.Shutdown(); err != nil {
 		return fmt.Errorf("stop gossip: %w", err)
 	}
+	g.net.mu.Lock()
+	var last time.Time
+	for _, sent := range g.net.owed {
+		if sent.After(last) {
+			last = sent
+		}
+	}
+	g.net.mu.Unlock()
+	<-time.After(time.Until(last.Add(probeEvery)))
 	return nil
 }
 
@@ -192,13 +203,14 @@ type gossipNet struct {
 
 	mu      sync.Mutex
 	senders map[fsm.NodeID]chan []byte
+	owed    map[fsm.NodeID]time.Time // when a peer was sent the last packet, if nothing has come from it since
 }
 
 func newGossipNet(ctx context.Context, ln *streams) *gossipNet {
 	ctx, cancel := context.WithCancel(ctx)
 	t := &gossipNet{
 		ctx: ctx, cancel: cancel, ln: ln, in: make(chan *memberlist.Packet), conns: make(chan net.Conn),
-		senders: map[fsm.NodeID]chan []byte{},
+		senders: map[fsm.NodeID]chan []byte{}, owed: map[fsm.NodeID]time.Time{},
 	}
 	t.wg.Go(t.accept)
 	return t
@@ -232,6 +244,7 @@ func (t *gossipNet) receive(c net.Conn) {
 		return
 	}
 	defer func() { _ = c.Close() }()
+	from := c.(*tracked).peer()
 	for r := bufio.NewReader(c); ; {
 		var size [2]byte
 		if _, err := io.ReadFull(r, size[:]); err != nil {
@@ -246,6 +259,9 @@ func (t *gossipNet) receive(c net.Conn) {
 		case <-t.ctx.Done():
 			return
 		}
+		t.mu.Lock()
+		delete(t.owed, from)
+		t.mu.Unlock()
 	}
 }
 
@@ -288,6 +304,7 @@ func (t *gossipNet) WriteToAddress(b []byte, a memberlist.Address) (time.Time, e
 		t.senders[id] = q
 		t.wg.Go(func() { t.send(id, q) })
 	}
+	t.owed[id] = time.Now()
 	select {
 	case q <- append([]byte(nil), b...):
 	default:

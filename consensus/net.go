@@ -39,7 +39,8 @@ func (t *network) AppendEntries(id raft.ServerID, target raft.ServerAddress, req
 		return errStalled
 	}
 	if t.contacts.idle(id, req) {
-		*resp = raft.AppendEntriesResponse{RPCHeader: req.RPCHeader, Term: req.Term, Success: true}
+		// No header: the next answer is decoded into the same slices, and would write into the request's.
+		*resp = raft.AppendEntriesResponse{Term: req.Term, Success: true}
 		return nil
 	}
 	sent := time.Now()
@@ -194,6 +195,12 @@ func (t *tracked) Close() error {
 	delete(t.of.open, t)
 	t.of.mu.Unlock()
 	return t.Conn.Close()
+}
+
+// peer is the node at the other end.
+func (t *tracked) peer() fsm.NodeID {
+	p, _ := transport.PeerOf(t.Conn)
+	return fsm.NodeID(p.NodeID)
 }
 
 // nodeAddr is a node's UUID as an address.

@@ -175,17 +175,18 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		cancel()
 	}
-	var eg errgroup.Group
-	eg.Go(func() error { n.leadership(ctx, rf); return nil })
-	if g != nil {
-		eg.Go(func() error { g.run(ctx); return nil })
-	}
-	_ = eg.Wait() // the goroutines return no errors
-	n.handOver(rf)
+	var both errgroup.Group
+	both.Go(func() error {
+		n.leadership(ctx, rf)
+		n.handOver(rf)
+		return nil
+	})
+	both.Go(func() error { return g.run(ctx) })
+	err = errors.Join(err, both.Wait())
 	n.raft.Store(nil)
 	done := rf.Shutdown()
 	stop()
-	err = errors.Join(err, n.net.Close(), done.Error(), g.close())
+	err = errors.Join(err, n.net.Close(), done.Error())
 	n.net.CloseStreams()
 	if f := n.failure.Load(); f != nil {
 		return *f

@@ -61,7 +61,7 @@ func openStopped(dir string, readOnly bool) (*store, raft.SnapshotStore, error) 
 	if err != nil {
 		return nil, nil, errors.Join(storeError(dir, err), b.Close())
 	}
-	return &store{BoltStore: b}, snaps, nil
+	return newStore(b), snaps, nil
 }
 
 // replay applies the newest snapshot and the whole log behind it to a machine of its own. An entry that this version does not

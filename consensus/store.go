@@ -39,7 +39,8 @@ var (
 // with the candidate as one key.
 type store struct {
 	*raftboltdb.BoltStore
-	busy busy
+	write func([]*raft.Log) error // to the log; tests put a slow disk in between
+	busy  busy
 
 	heldTerm uint64 // of a vote whose candidate has not come yet; Raft's one goroutine writes it
 	// fatal, once set, is told that the term or vote could not be written, and ends the calling goroutine, which is Raft's main
@@ -55,8 +56,10 @@ func openStore(dir string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{BoltStore: b}, nil
+	return newStore(b), nil
 }
+
+func newStore(b *raftboltdb.BoltStore) *store { return &store{BoltStore: b, write: b.StoreLogs} }
 
 func openBolt(dir string, readOnly bool) (*raftboltdb.BoltStore, error) {
 	b, err := raftboltdb.New(raftboltdb.Options{
@@ -92,7 +95,7 @@ func (s *store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l})
 // StoreLogs implements raft.LogStore.
 func (s *store) StoreLogs(logs []*raft.Log) error {
 	defer s.busy.begin()()
-	return s.BoltStore.StoreLogs(logs)
+	return s.write(logs)
 }
 
 // SetUint64 implements raft.StableStore.

@@ -1,0 +1,147 @@
+package consensus
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"matriarch/fsm"
+	"matriarch/transport"
+)
+
+// Pre-vote is a property of the transport's concrete type: lost, it is lost silently.
+func TestPreVoteIsOn(t *testing.T) {
+	var tr raft.Transport = &network{}
+	if _, ok := tr.(raft.WithPreVote); !ok {
+		t.Error("the transport has no pre-vote")
+	}
+	if _, ok := tr.(raft.WithClose); !ok {
+		t.Error("the transport is not closed by Raft")
+	}
+}
+
+// H1: heartbeats go through Raft's main goroutine; the fast path that the library installs is not installed.
+func TestHeartbeatsTakeTheMainLoop(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		p := h.open("a", "host-a:7400")
+		p.book.hear("a", p.addr)
+		peers := newStreams(t.Context(), p.mux.Listener(transport.KindRaft), transport.KindRaft, "a", p.book)
+		inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: peers, MaxPool: 1, Timeout: time.Second, Logger: newLibLog(h.log, "raft")})
+		n := &network{NetworkTransport: inner, busy: &busy{}, patience: time.Second, contacts: newContacts(0)}
+		n.SetHeartbeatHandler(func(raft.RPC) { t.Error("the fast path took a heartbeat") })
+		go func() {
+			rpc := <-n.Consumer()
+			rpc.Respond(&raft.AppendEntriesResponse{Term: 1, Success: true}, nil)
+		}()
+		var resp raft.AppendEntriesResponse
+		beat := raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: []byte("a"), ID: []byte("a")}, Term: 1, Leader: []byte("a")}
+		if err := n.AppendEntries("a", "a", &beat, &resp); err != nil || !resp.Success {
+			t.Errorf("heartbeat: %+v, %v", resp, err)
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := p.mux.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := p.Node.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Only messages that tell the peer nothing are left out, and only shortly after it has answered.
+func TestIdleMessages(t *testing.T) {
+	bubble(t, func(t *testing.T, _ *harness) {
+		c := newContacts(100 * time.Millisecond)
+		heartbeat := &raft.AppendEntriesRequest{Term: 3}
+		full := &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 8, Entries: make([]*raft.Log, 2), LeaderCommitIndex: 9}
+		empty := func(prev, commit uint64) *raft.AppendEntriesRequest {
+			return &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: prev, LeaderCommitIndex: commit}
+		}
+		yes := &raft.AppendEntriesResponse{Term: 3, Success: true}
+		if c.idle("a", heartbeat) {
+			t.Error("a peer that never answered needs its heartbeat")
+		}
+		c.answered("a", time.Now(), full, yes)
+		tests := []struct {
+			name string
+			req  *raft.AppendEntriesRequest
+			want bool
+		}{
+			{"heartbeat", heartbeat, true},
+			{"known commit index", empty(10, 9), true},
+			{"newer commit index", empty(10, 10), false},
+			{"position not confirmed", empty(11, 9), false},
+			{"entries", full, false},
+			{"another term", &raft.AppendEntriesRequest{Term: 4}, false},
+		}
+		for _, tt := range tests {
+			if got := c.idle("a", tt.req); got != tt.want {
+				t.Errorf("%s: idle %v", tt.name, got)
+			}
+		}
+		if heard, match := c.of("a", 3); match != 10 || time.Since(heard) != 0 {
+			t.Errorf("match %d, heard %s", match, heard)
+		}
+		if heard, match := c.of("a", 4); match != 0 || !heard.IsZero() {
+			t.Error("knowledge of another term")
+		}
+		time.Sleep(100 * time.Millisecond)
+		if c.idle("a", heartbeat) {
+			t.Error("quiet for too long")
+		}
+		c.answered("a", time.Now(), full, yes)
+		c.answered("a", time.Now(), full, &raft.AppendEntriesResponse{Term: 3})
+		if c.idle("a", heartbeat) {
+			t.Error("quiet after a refusal")
+		}
+	})
+}
+
+// A node that comes back elsewhere is found by what it says itself, before any entry of the log says so.
+func TestGossipFindsNewAddress(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 1, 2)
+		moved := all[2]
+		if l := h.leader(); l == moved {
+			moved = all[1]
+		}
+		h.stop(moved)
+		h.open(moved.id, "elsewhere:7500").run()
+		h.eventually(20*time.Second, "everybody knows the new address", func() bool {
+			for _, p := range others(all, moved) {
+				if p.book.addr(moved.id) != "elsewhere:7500" {
+					return false
+				}
+			}
+			return true
+		})
+		h.submit(all[0], fsm.TokenPut{Token: fsm.Token{ID: "after", Uses: 1}})
+		h.eventually(10*time.Second, "it follows at its new address", func() bool { _, ok := moved.State().Tokens["after"]; return ok })
+		s := moved.State().Nodes[moved.id]
+		if s.Peer == "elsewhere:7500" {
+			t.Error("the log told the address: the test shows nothing")
+		}
+		n := s
+		n.Peer = "elsewhere:7500"
+		h.submit(moved, fsm.NodePut{Node: n}) // which works from there
+	})
+}
+
+// Gossip's hints: who came, who went.
+func TestGossipHints(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 1, 2)
+		gone := others(all, h.leader())[0]
+		h.eventually(30*time.Second, "gossip knows it", func() bool { return h.leader().book.gossip[gone.id] != "" })
+		h.kill(gone)
+		h.eventually(30*time.Second, "gossip misses it", func() bool {
+			b := h.leader().book
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.gossip[gone.id] == ""
+		})
+	})
+}
