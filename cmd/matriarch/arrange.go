@@ -15,10 +15,10 @@ type level struct {
 }
 
 // arrange puts every flag behind the verb that defines it, so that flags may stand anywhere: the library wants them before arguments, and
-// global ones before the verb.
-func arrange(app *cli.App, args []string) []string {
+// global ones before the verb. A flag at the end that lacks its value is an error here, or it would take the next word it is put before.
+func arrange(app *cli.App, args []string) ([]string, error) {
 	if len(args) == 0 {
-		return args
+		return args, nil
 	}
 	levels := []level{{verb: args[0], known: app.Flags}}
 	commands := app.Commands
@@ -33,7 +33,10 @@ func arrange(app *cli.App, args []string) []string {
 		if len(arg) > 1 && arg[0] == '-' {
 			at, takes := owner(levels, arg)
 			at.flags = append(at.flags, arg)
-			if takes && len(rest) > 0 {
+			if takes {
+				if len(rest) == 0 {
+					return nil, usageError("flag %s needs a value: see 'matriarch --help'", arg)
+				}
 				at.flags = append(at.flags, rest[0])
 				rest = rest[1:]
 			}
@@ -52,7 +55,7 @@ func arrange(app *cli.App, args []string) []string {
 	if slices.ContainsFunc(positional, func(s string) bool { return strings.HasPrefix(s, "-") }) {
 		out = append(out, "--")
 	}
-	return append(out, positional...)
+	return append(out, positional...), nil
 }
 
 // owner finds the level of a flag, the innermost first, and whether its value is the next argument. An unknown flag is left to the

@@ -15,7 +15,7 @@ import (
 
 func (p *program) configVerb() *cli.Command {
 	return &cli.Command{
-		Name: "config", Usage: "check this node's file, show and change the cluster's settings", Category: "change",
+		Name: "config", Usage: "check this node's file, show and change the cluster's settings", Category: "Change",
 		Description: "This node's file says who it is and where things are; the cluster's settings are the same everywhere and change live.\nExample:\n   matriarch config show",
 		Subcommands: []*cli.Command{
 			{

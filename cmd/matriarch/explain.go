@@ -15,7 +15,7 @@ import (
 
 func (p *program) explainVerb() *cli.Command {
 	return &cli.Command{
-		Name: "explain", Usage: "say which rule holds for a node or group, with its numbers", ArgsUsage: "[NODE]", Category: "look",
+		Name: "explain", Usage: "say which rule holds for a node or group, with its numbers", ArgsUsage: "[NODE]", Category: "Look",
 		Description: "Every decision is the first matching rule of a table. This shows the one that holds now, why, and the last ones before it.\n" +
 			"Without a node: this one.\nExample:\n   matriarch explain work1-2\n   matriarch explain --group 1",
 		Flags: []cli.Flag{groupFlag("explain what the conductor does about group")},

@@ -21,7 +21,7 @@ import (
 
 func (p *program) failoverVerb() *cli.Command {
 	return &cli.Command{
-		Name: "failover", Usage: "give a group another primary", Category: "change",
+		Name: "failover", Usage: "give a group another primary", Category: "Change",
 		Description: "Takes the lease from the present primary, if there is one, and elects another that has every acknowledged commit. Clients see a short break.\n" +
 			"--trust is for a group whose synchronous set is unknown after 'matriarch recover': the candidate's data counts, whatever others have.\n" +
 			"Example:\n   matriarch failover --group 1 --candidate work1-2",

@@ -14,7 +14,7 @@ import (
 
 func (p *program) historyVerb() *cli.Command {
 	return &cli.Command{
-		Name: "history", Usage: "show what happened to the groups", Category: "look",
+		Name: "history", Usage: "show what happened to the groups", Category: "Look",
 		Description: "Shows grants, promotions, failovers and changes of the synchronous set, oldest first; the last 100 of each group are kept.\nExample:\n   matriarch history --group 1",
 		Flags:       []cli.Flag{groupFlag("only this group")},
 		Action: func(c *cli.Context) error {

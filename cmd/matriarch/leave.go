@@ -21,7 +21,7 @@ const drainWait = 30 * time.Second
 
 func (p *program) leaveVerb() *cli.Command {
 	return &cli.Command{
-		Name: "leave", Usage: "take this node out of the cluster for good", Category: "change",
+		Name: "leave", Usage: "take this node out of the cluster for good", Category: "Change",
 		Description: "The node stops PostgreSQL and itself; its data directory stays as it is. A primary is refused: fail over first.\nExample:\n   matriarch leave",
 		Flags:       []cli.Flag{yesFlag()},
 		Action: func(c *cli.Context) error {
@@ -40,7 +40,7 @@ func (p *program) leaveVerb() *cli.Command {
 
 func (p *program) removeVerb() *cli.Command {
 	return &cli.Command{
-		Name: "remove", Usage: "take a node out of the cluster for good", ArgsUsage: "NODE", Category: "change",
+		Name: "remove", Usage: "take a node out of the cluster for good", ArgsUsage: "NODE", Category: "Change",
 		Description: "For a node that will not come back, or that should go. Its identity can never be used again; the host may join anew with an empty state\n" +
 			"directory. A primary is refused: fail over first.\nExample:\n   matriarch remove work1-2",
 		Flags: []cli.Flag{yesFlag()},

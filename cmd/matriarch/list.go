@@ -25,7 +25,7 @@ func groupFlag(usage string) *cli.IntFlag {
 
 func (p *program) listVerb() *cli.Command {
 	return &cli.Command{
-		Name: "list", Usage: "show all members with role, state and lag", Category: "look",
+		Name: "list", Usage: "show all members with role, state and lag", Category: "Look",
 		Description: "Shows the whole formation as the Raft leader knows it, or as any node knows it when there is none.\nExample:\n   matriarch list --watch\n   matriarch list --group 1 --output json",
 		Flags: []cli.Flag{
 			groupFlag("only this group"),

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,7 +56,10 @@ type program struct {
 
 func (p *program) run(ctx context.Context, args []string) int {
 	app := p.app()
-	err := app.RunContext(ctx, arrange(app, args))
+	args, err := arrange(app, args)
+	if err == nil {
+		err = app.RunContext(ctx, args)
+	}
 	if err == nil {
 		return 0
 	}
@@ -108,7 +112,12 @@ func (p *program) app() *cli.App {
 		Reader: p.in, Writer: p.out, ErrWriter: p.err,
 	}
 	slices.SortFunc(app.Commands, func(a, b *cli.Command) int { return strings.Compare(a.Name, b.Name) })
-	strict(app.Commands, app.Flags, "matriarch")
+	for _, c := range app.Commands {
+		if c.Category == "" {
+			c.Category = "Make and run nodes"
+		}
+	}
+	strict(app.Commands, app.Flags, "")
 	return app
 }
 
@@ -121,7 +130,9 @@ func configFlag() cli.Flag {
 func strict(commands []*cli.Command, global []cli.Flag, parent string) {
 	for _, c := range commands {
 		c.OnUsageError, c.HideHelpCommand = wrongUsage, true
-		c.HelpName = parent + " " + c.Name
+		if parent != "" {
+			c.HelpName = parent + " " + c.Name
+		}
 		c.Flags = slices.DeleteFunc(c.Flags, func(f cli.Flag) bool {
 			return slices.ContainsFunc(global, func(g cli.Flag) bool { return g.Names()[0] == f.Names()[0] })
 		})
@@ -130,7 +141,7 @@ func strict(commands []*cli.Command, global []cli.Flag, parent string) {
 			c.CustomHelpTemplate = cli.CommandHelpTemplate + globalHelp
 			continue
 		}
-		strict(c.Subcommands, global, c.HelpName)
+		strict(c.Subcommands, global, "matriarch "+c.Name)
 		if c.Action == nil {
 			c.Action = noSubcommand
 		}
@@ -163,11 +174,18 @@ GLOBAL OPTIONS:
 `
 
 func wrongUsage(c *cli.Context, err error, _ bool) error {
-	text := strings.TrimPrefix(err.Error(), "flag provided but not defined: ")
-	if text != err.Error() {
-		text = "unknown flag " + text
+	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
+		return usagef(c, "unknown flag %s", dashed(name))
 	}
-	return usagef(c, "%s", text)
+	return usagef(c, "%v", err)
+}
+
+// dashed writes a flag as people type it.
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
 }
 
 func (p *program) noVerb(c *cli.Context) error {
@@ -193,11 +211,12 @@ func noSubcommand(c *cli.Context) error {
 }
 
 func unknownVerb(c *cli.Context, among []*cli.Command, name string) error {
-	hint := ""
-	if s := cli.SuggestCommand(among, name); s != "" {
-		hint = ". " + s
+	for _, other := range among {
+		if !other.Hidden && strings.HasPrefix(other.Name, name[:1]) && strings.Contains(cli.SuggestCommand(among, name), strconv.Quote(other.Name)) {
+			return usagef(c, "unknown verb %q (did you mean %s?)", name, other.Name)
+		}
 	}
-	return usagef(c, "unknown verb %q%s", name, hint)
+	return usagef(c, "unknown verb %q", name)
 }
 
 // arguments checks how many there are; names describe them, those in brackets may be missing.

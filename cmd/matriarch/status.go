@@ -16,7 +16,7 @@ import (
 
 func (p *program) statusVerb() *cli.Command {
 	return &cli.Command{
-		Name: "status", Usage: "show the formation in short, or one node in detail", ArgsUsage: "[NODE]", Category: "look",
+		Name: "status", Usage: "show the formation in short, or one node in detail", ArgsUsage: "[NODE]", Category: "Look",
 		Description: "Without a node: is the formation healthy, and if not, why. With one: what that node itself says.\nExample:\n   matriarch status\n   matriarch status work1-2",
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, "[NODE]")

@@ -18,7 +18,7 @@ import (
 
 func (p *program) tokenVerb() *cli.Command {
 	return &cli.Command{
-		Name: "token", Usage: "list, make and revoke join tokens", Category: "change",
+		Name: "token", Usage: "list, make and revoke join tokens", Category: "Change",
 		Description: "A token lets hosts join until it expires, is used up or is revoked.\nExample:\n   matriarch token create --ttl 2h --uses 3",
 		Subcommands: []*cli.Command{
 			{

@@ -12,7 +12,7 @@ import (
 
 func (p *program) topologyVerb() *cli.Command {
 	return &cli.Command{
-		Name: "topology", Usage: "show who follows whom, as a tree", Category: "look",
+		Name: "topology", Usage: "show who follows whom, as a tree", Category: "Look",
 		Description: "Shows groups, their primaries and who streams from them.\nExample:\n   matriarch topology --group 0",
 		Flags:       []cli.Flag{groupFlag("only this group")},
 		Action: func(c *cli.Context) error {

@@ -12,7 +12,7 @@ import (
 
 func (p *program) versionVerb() *cli.Command {
 	return &cli.Command{
-		Name: "version", Usage: "print the version of this binary", Category: "look",
+		Name: "version", Usage: "print the version of this binary", Category: "Look",
 		Description: "Prints the version and the newest log entry that it understands.\nExample:\n   matriarch version --output json",
 		Action: func(c *cli.Context) error {
 			if _, err := arguments(c); err != nil {
