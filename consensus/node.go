@@ -46,7 +46,7 @@ type Config struct {
 // Timing holds what tests and slow disks may change; zero values mean the defaults.
 type Timing struct {
 	Heartbeat, Election, Lease time.Duration // 500, 500 and 400 ms
-	Commit                     time.Duration // 50 ms: how late a follower learns what is committed when nothing follows
+	Commit                     time.Duration // 250 ms: how late a follower learns what is committed when nothing follows
 	Transport                  time.Duration // 2 s: for one message between peers
 	Patience                   time.Duration // 1 s: with the leader's own log write
 	SnapshotThreshold          uint64        // 1024 entries
@@ -62,7 +62,7 @@ func (t Timing) withDefaults() Timing {
 	d(&t.Heartbeat, 500*time.Millisecond)
 	d(&t.Election, 500*time.Millisecond)
 	d(&t.Lease, 400*time.Millisecond)
-	d(&t.Commit, 50*time.Millisecond)
+	d(&t.Commit, 250*time.Millisecond)
 	d(&t.Transport, 2*time.Second)
 	d(&t.Patience, time.Second)
 	if t.SnapshotThreshold == 0 {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -188,6 +189,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.join.Serve(n.mux.Listener(transport.KindJoin)) })
 	g.Go(func() error { return n.api.Serve(n.apiPort) })
 	g.Go(func() error { return n.keepPeers(ctx) })
+	g.Go(func() error { return n.settle(ctx) })
 	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
 		defer n.endServing()
@@ -211,6 +213,23 @@ func (n *node) run(ctx context.Context) error {
 	})
 	return ignoreCanceled(g.Wait())
 }
+
+// settle gives start-up's memory back once the node has found its place.
+func (n *node) settle(ctx context.Context) error {
+	t := time.NewTimer(settleAfter)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+		if _, err := obs.DropStartup(); err != nil {
+			n.log.Debug("start-up's memory not given back", "error", err)
+		}
+		debug.FreeOSMemory()
+	}
+	return nil
+}
+
+const settleAfter = 15 * time.Second
 
 // stopPostgres stops PostgreSQL in good order, gives the lease back and ends the sentinel.
 func (n *node) stopPostgres() error {

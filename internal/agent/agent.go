@@ -166,12 +166,19 @@ func (b *leaseBox) left(instance string, e fsm.Epoch, now lease.Stamp) time.Dura
 	return b.h.Left(e, now)
 }
 
-// sentinelBox holds the last answer of the sentinel.
+// sentinelBox holds the last answer of the sentinel, and since when one is owed.
 type sentinelBox struct {
 	mu    sync.Mutex
 	last  decide.Sentinel
-	heard time.Time
-	ever  bool
+	asked time.Time // when the oldest question without an answer was put; zero: none
+}
+
+func (b *sentinelBox) ask() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.asked.IsZero() {
+		b.asked = time.Now()
+	}
 }
 
 func (b *sentinelBox) put(s decide.Sentinel, err error) {
@@ -184,7 +191,7 @@ func (b *sentinelBox) put(s decide.Sentinel, err error) {
 		return
 	}
 	s.Connected = true
-	b.last, b.heard, b.ever = s, time.Now(), true
+	b.last, b.asked = s, time.Time{}
 }
 
 // ErrSentinelGone is returned by Sentinel methods when its process is gone, not merely slow.
@@ -194,8 +201,8 @@ func (b *sentinelBox) get() decide.Sentinel {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := b.last
-	if b.ever {
-		s.Silent = time.Since(b.heard)
+	if !b.asked.IsZero() {
+		s.Silent = time.Since(b.asked)
 	}
 	return s
 }

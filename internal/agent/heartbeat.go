@@ -8,25 +8,32 @@ import (
 )
 
 const (
-	heartbeatEvery = 200 * time.Millisecond
+	heartbeatEvery = 400 * time.Millisecond // while there is a lease, which a frozen sentinel could not fence
+	idleHeartbeat  = time.Second
 	pingTimeout    = 2 * time.Second
 )
 
 // heartbeat asks the sentinel for its status, often enough that its silence is noticed, and at once when it says something.
 func (a *Agent) heartbeat(ctx context.Context) {
-	t := time.NewTicker(heartbeatEvery)
-	defer t.Stop()
 	for {
 		before := a.sentinel.get()
 		_ = a.ping(ctx) // its silence is what the loop looks at
 		if now := a.sentinel.get(); differs(before, now) {
 			nudge(a.wake)
 		}
+		every := idleHeartbeat
+		if s := a.cfg.Control.State(); s.Groups[s.Nodes[a.cfg.Self].Group].Lease.Holder == a.cfg.Self {
+			every = heartbeatEvery
+		}
+		t := time.NewTimer(every)
 		select {
 		case <-ctx.Done():
-			return
 		case <-t.C:
 		case <-a.cfg.Sentinel.Events():
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return
 		}
 	}
 }
@@ -34,6 +41,7 @@ func (a *Agent) heartbeat(ctx context.Context) {
 func (a *Agent) ping(ctx context.Context) error {
 	pctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
+	a.sentinel.ask()
 	s, err := a.cfg.Sentinel.Ping(pctx)
 	a.sentinel.put(s, err)
 	return err

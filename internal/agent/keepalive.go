@@ -85,10 +85,14 @@ func (a *Agent) beat(ctx context.Context) time.Duration {
 			a.renewed(ctx, ans.Lease.Epoch, until)
 		}
 	}
+	next := every
 	if ans.NextIn > 0 && ans.NextIn <= 2*every {
-		return ans.NextIn
+		next = ans.NextIn
 	}
-	return every
+	if b.Epoch.IsZero() {
+		next += every // nothing to renew: half as often is enough to be known alive
+	}
+	return next
 }
 
 func (a *Agent) sentinelAnswers() bool {
