@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"matriarch/internal/admin"
+	"matriarch/internal/testkit"
+)
+
+// TestFailover kills a group's primary in every way that a process or a host can die, while a client writes.
+func TestFailover(t *testing.T) {
+	c, nodes := three(t)
+
+	t.Run("set up", func(t *testing.T) {
+		p := c.WaitPrimary(0)
+		if p != nodes[0] {
+			t.Errorf("the first node should be primary, not %s", p.Name)
+		}
+		names, err := testkit.Query[string](p, "postgres", "SHOW synchronous_standby_names")
+		if err != nil || !strings.HasPrefix(names, "ANY 1 (") || strings.Count(names, ",") != 1 {
+			t.Errorf("synchronous_standby_names is %q (%v), want ANY 1 of two", names, err)
+		}
+		for _, n := range nodes {
+			want := http.StatusServiceUnavailable
+			if n == p {
+				want = http.StatusOK
+			}
+			if got := get(t, n, "/primary"); got != want {
+				t.Errorf("GET /primary on %s: %d, want %d", n.Name, got, want)
+			}
+			if r := n.CLI("list"); r.Code != 0 || strings.Count(r.Out, "Quorum Standby") != 2 {
+				t.Errorf("list on %s: exit %d\n%s%s", n.Name, r.Code, r.Out, r.Err)
+			}
+		}
+	})
+
+	w := c.Write(0)
+
+	t.Run("postmaster killed", func(t *testing.T) {
+		old := c.WaitPrimary(0)
+		sentinel, identity := old.PID(testkit.Sentinel), inode(t, old.DataDir())
+		at := old.Kill9(testkit.Postmaster)
+		p := c.WaitPrimary(0, old)
+		w.WaitAck()
+		gap, _ := w.Gap(at)
+		within(t, fmt.Sprintf("handing over from %s to %s", old.Name, p.Name), gap, 1500*time.Millisecond+slack)
+		c.WaitHealthy()
+		if got := old.PID(testkit.Sentinel); got != sentinel {
+			t.Errorf("the sentinel was %d and is %d now: it should have stayed", sentinel, got)
+		}
+		if inode(t, old.DataDir()) != identity {
+			t.Error("the old primary was cloned: following or rewinding would have done")
+		}
+		if get(t, p, "/primary") != http.StatusOK || get(t, old, "/replica") != http.StatusOK {
+			t.Error("the API does not say who is primary and who standby")
+		}
+	})
+
+	t.Run("node killed", func(t *testing.T) {
+		old := c.WaitPrimary(0)
+		at := old.PowerOff()
+		p := c.WaitPrimary(0, old)
+		w.WaitAck()
+		gap, _ := w.Gap(at)
+		within(t, fmt.Sprintf("failing over from %s to %s", old.Name, p.Name), gap, 7*time.Second+slack)
+		old.Start()
+		c.WaitHealthy()
+	})
+
+	t.Run("sentinel killed", func(t *testing.T) {
+		old := c.WaitPrimary(0)
+		at := old.Kill9(testkit.Sentinel)
+		c.Eventually("PostgreSQL has died with its parent", func() error {
+			if pid := old.PID(testkit.Postmaster); pid != 0 && old.PID(testkit.Sentinel) == 0 {
+				return fmt.Errorf("postmaster %d lives", pid)
+			}
+			return nil
+		})
+		p := c.WaitPrimary(0, old)
+		w.WaitAck()
+		gap, _ := w.Gap(at)
+		within(t, fmt.Sprintf("failing over from %s to %s", old.Name, p.Name), gap, ttl+2*time.Second+slack)
+		c.WaitHealthy()
+		if old.PID(testkit.Sentinel) == 0 {
+			t.Error("no new sentinel")
+		}
+	})
+
+	t.Run("by hand", func(t *testing.T) {
+		old := c.WaitPrimary(0)
+		to := others(nodes, old)[1]
+		at := time.Now()
+		r := others(nodes, old)[0].CLI("failover", "--group", "0", "--candidate", to.Name, "--yes")
+		if r.Code != 0 {
+			t.Fatalf("exit %d: %s%s", r.Code, r.Out, r.Err)
+		}
+		if p := c.WaitPrimary(0); p != to {
+			t.Errorf("the primary is %s, not %s", p.Name, to.Name)
+		}
+		w.WaitAck()
+		gap, _ := w.Gap(at)
+		within(t, "failing over by hand", gap, ttl+slack)
+		c.WaitHealthy()
+	})
+
+	w.Check()
+	timelinesAgree(t, c)
+}
+
+// timelinesAgree: nobody is left on a history of its own.
+func timelinesAgree(t *testing.T, c *testkit.Cluster) {
+	t.Helper()
+	c.WaitState("all are on one timeline", func(st admin.Status) error {
+		seen := map[string]bool{}
+		for _, n := range st.State.Nodes {
+			seen[fmt.Sprintf("group %d timeline %d", n.Group, n.Report.Timeline)] = true
+		}
+		if len(seen) != len(st.State.Groups) {
+			return fmt.Errorf("timelines differ: %v", seen)
+		}
+		return nil
+	})
+}

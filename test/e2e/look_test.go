@@ -1,0 +1,50 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"matriarch/internal/admin"
+	"matriarch/internal/testkit"
+)
+
+// get asks a node's API and returns the status code; 0 when nobody answers.
+func get(t *testing.T, n *testkit.Node, path string) int {
+	t.Helper()
+	cl := http.Client{Timeout: 2 * time.Second}
+	r, err := cl.Get("http://" + n.API() + path)
+	if err != nil {
+		return 0
+	}
+	_ = r.Body.Close()
+	return r.StatusCode
+}
+
+// inode tells whether a directory is still the same one.
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Sys().(*syscall.Stat_t).Ino
+}
+
+var errNotHeard = errors.New("the leader has not heard of it lately")
+
+func errVersion(have string) error { return fmt.Errorf("its version is %s", have) }
+
+// waitsForMore: the conductor has asked, and what it got does not suffice.
+func waitsForMore(st admin.Status) error {
+	g := st.State.Groups[0]
+	plan := st.Plans[0]
+	if g.Held() || plan.Rule != "C310" || len(plan.Reason) == 0 {
+		return fmt.Errorf("held %v, rule %s: %s", g.Held(), plan.Rule, plan.Reason)
+	}
+	return nil
+}
