@@ -210,24 +210,24 @@ CREATE FUNCTION citus_standin.unsynced() RETURNS bool LANGUAGE sql AS $$
     SELECT citus_standin.local_group() = 0
         AND EXISTS (SELECT FROM pg_catalog.pg_dist_node WHERE hasmetadata AND isactive AND NOT metadatasynced AND noderole = 'primary' AND groupid <> 0) $$;
 
--- sync_metadata copies the rows to each node that lacks them and tells whether all have them now. A row that
--- changes during the copy leaves the node unsynced.
+-- sync_metadata copies the rows to each node that lacks them and tells whether all have them now. Like Citus' daemon it
+-- holds off changes of the rows meanwhile, and gives way to one that is under way.
 CREATE FUNCTION citus_standin.sync_metadata() RETURNS bool LANGUAGE plpgsql AS $$
 DECLARE
     node record;
-    commands text;
 BEGIN
     IF citus_standin.local_group() <> 0 THEN
         RETURN true;
     END IF;
+    BEGIN
+        LOCK TABLE pg_catalog.pg_dist_node IN ROW EXCLUSIVE MODE NOWAIT;
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN false;
+    END;
     FOR node IN SELECT * FROM citus_standin.metadata_nodes() WHERE NOT metadatasynced LOOP
         BEGIN
-            commands := citus_standin.node_commands();
-            PERFORM citus_standin.run(node.nodeid, commands);
-            LOCK TABLE pg_catalog.pg_dist_node IN SHARE ROW EXCLUSIVE MODE;
-            IF commands = citus_standin.node_commands() THEN
-                UPDATE pg_catalog.pg_dist_node SET metadatasynced = true WHERE nodeid = node.nodeid;
-            END IF;
+            PERFORM citus_standin.run(node.nodeid, citus_standin.node_commands());
+            UPDATE pg_catalog.pg_dist_node SET metadatasynced = true WHERE nodeid = node.nodeid;
         EXCEPTION WHEN OTHERS THEN
             RAISE WARNING 'metadata of %:% not synced: %', node.nodename, node.nodeport, SQLERRM;
         END;

@@ -116,6 +116,7 @@ citus_standin_sync_main(Datum database)
 {
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(database), InvalidOid, 0);
+	pgstat_report_appname(WORKER_NAME);
 	session_greeted = true;
 	do
 	{

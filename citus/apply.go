@@ -1,0 +1,193 @@
+package citus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"matriarch/fsm"
+)
+
+// appName begins the application_name of every session; the Raft term follows.
+const appName = "matriarch conductor term="
+
+// ErrDeposed says that a conductor of a higher term has written since.
+var ErrDeposed = errors.New("a conductor of a higher term is at work")
+
+// errStale says that a row is no longer what was observed; the next round sees what is there.
+var errStale = errors.New("row changed meanwhile")
+
+// EndOlder ends the sessions of conductors of lower terms on a server and says how many there were.
+func EndOlder(ctx context.Context, q Querier, term uint64) (int, error) {
+	const end = `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+		WHERE application_name LIKE $1 || '%' AND substr(application_name, length($1) + 1) ~ '^[0-9]{1,18}$'
+		AND substr(application_name, length($1) + 1)::bigint < $2 AND pid <> pg_backend_pid()`
+	var n int
+	if err := q.QueryRow(ctx, end, appName, int64(term)).Scan(&n); err != nil {
+		return 0, fmt.Errorf("end sessions of older conductors: %w", err)
+	}
+	return n, nil
+}
+
+// prove writes the term into the conductor's table unless a higher one is there. The row stays locked to the end of the
+// transaction, so conductors follow one another.
+func prove(ctx context.Context, tx pgx.Tx, term uint64) error {
+	const mine = `INSERT INTO matriarch.conductor AS c (term) VALUES ($1)
+		ON CONFLICT (one) DO UPDATE SET term = excluded.term, at = now() WHERE c.term <= excluded.term`
+	tag, err := tx.Exec(ctx, mine, int64(term))
+	if err != nil {
+		return fmt.Errorf("prove term %d: %w", term, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return fmt.Errorf("prove term %d: %w", term, ErrDeposed)
+	}
+	return nil
+}
+
+// write runs f in a transaction that may change metadata: nobody else changes any meanwhile, and the term is proven. Only a
+// durable one waits for standbys: addresses come from the replicated state and are compared again by every round.
+func (p *Pool) write(ctx context.Context, s *session, durable bool, f func(pgx.Tx) error) error {
+	tx, err := s.Begin(ctx)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	if s.fresh {
+		if _, err := EndOlder(ctx, tx, p.term); err != nil {
+			return err
+		}
+	}
+	if err := lockRows(ctx, tx); err != nil {
+		return fmt.Errorf("lock pg_dist_node: %w", err)
+	}
+	if err := prove(ctx, tx, p.term); err != nil {
+		return err
+	}
+	level := "local"
+	if durable {
+		level = "on"
+	}
+	if _, err := tx.Exec(ctx, "SELECT set_config('synchronous_commit', $1, true)", level); err != nil {
+		return fmt.Errorf("set synchronous_commit: %w", err)
+	}
+	if err := f(tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	s.fresh = false
+	return nil
+}
+
+// lockRows keeps all others from changing pg_dist_node. Citus' sync daemon holds the table for as long as it waits for a node
+// that does not answer, 5 s of every 5.5: it is ended, and starts again after the commit.
+func lockRows(ctx context.Context, tx pgx.Tx) error {
+	const lock = `LOCK TABLE pg_catalog.pg_dist_node IN SHARE ROW EXCLUSIVE MODE`
+	const endDaemon = `SELECT pg_cancel_backend(pid), pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+		WHERE locktype = 'relation' AND relation = 'pg_catalog.pg_dist_node'::regclass AND granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND application_name = 'Citus Metadata Sync Daemon' AND backend_type <> 'client backend'`
+	const notInTime = "55P03"
+	err := pgx.BeginFunc(ctx, tx, func(try pgx.Tx) error {
+		_, err := try.Exec(ctx, "SET LOCAL lock_timeout = '300ms'; "+lock, pgx.QueryExecModeSimpleProtocol)
+		return err
+	})
+	if sqlState(err) != notInTime {
+		return err
+	}
+	if _, err := tx.Exec(ctx, endDaemon); err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, lock)
+	return err
+}
+
+// settle is the first transaction in a coordinator's database: whatever its rows say from the past is put right before
+// anybody reads them. Without the extension or the conductor's table there is nothing to put right.
+func (p *Pool) settle(ctx context.Context, s *session, want Wanted) ([]Step, error) {
+	var done []Step
+	err := p.write(ctx, s, false, func(tx pgx.Tx) error {
+		a, err := Observe(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, step := range Diff(want, map[fsm.GroupID]Actual{0: a}) {
+			if _, ok := step.(UpdateNode); !ok {
+				continue
+			}
+			if err := run(ctx, tx, step); err != nil {
+				return err
+			}
+			done = append(done, step)
+		}
+		return nil
+	})
+	const undefinedTable, invalidSchema, readOnly, inRecovery = "42P01", "3F000", "25006", "55000"
+	switch sqlState(err) {
+	case undefinedTable, invalidSchema, readOnly, inRecovery:
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("settle coordinator: %w", err)
+	}
+	return done, nil
+}
+
+// run carries one step out. Extension and recovery have ways of their own.
+func run(ctx context.Context, tx pgx.Tx, step Step) error {
+	var err error
+	switch s := step.(type) {
+	case UpdateNode:
+		err = updateNode(ctx, tx, s)
+	case UpdateRow:
+		const update = `UPDATE pg_dist_node SET nodename = $4, nodeport = $5::int WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+		err = one(tx.Exec(ctx, update, s.NodeID, s.From.Host, s.From.Port, s.To.Host, s.To.Port))
+	case CopyRow:
+		const insert = `INSERT INTO pg_dist_node (nodeid, groupid, nodename, nodeport, noderack, noderole, nodecluster, isactive,
+			hasmetadata, metadatasynced, shouldhaveshards) 
+			VALUES ($1::int, $2::int, $3, $4::int, $5, $6::noderole, $7::name, $8, $9, $10, $11)`
+		r := s.Row
+		err = one(tx.Exec(ctx, insert, r.NodeID, int(r.Group), r.Addr.Host, r.Addr.Port, r.Rack, r.Role, r.Cluster, r.Active,
+			r.HasMetadata, r.Synced, r.TakesShards))
+	case DropRow:
+		const remove = `DELETE FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+		err = one(tx.Exec(ctx, remove, s.Row.NodeID, s.Row.Addr.Host, s.Row.Addr.Port))
+	case SetCoordinatorHost:
+		_, err = tx.Exec(ctx, "SELECT citus_set_coordinator_host($1, $2::int)", s.Addr.Host, s.Addr.Port)
+	case AddNode:
+		_, err = tx.Exec(ctx, "SELECT citus_add_node($1, $2::int, $3::int)", s.Addr.Host, s.Addr.Port, int(s.Group))
+	case RemoveNode:
+		_, err = tx.Exec(ctx, "SELECT citus_remove_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
+	default:
+		err = fmt.Errorf("no way to run %T", step)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	return nil
+}
+
+// updateNode lets Citus end the sessions that hold the node's shards after a second: they wait for a server that is gone.
+func updateNode(ctx context.Context, tx pgx.Tx, s UpdateNode) error {
+	const cooldown = 1000 // milliseconds
+	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '8s'"); err != nil {
+		return err
+	}
+	const there = `SELECT FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+	if err := one(tx.Exec(ctx, there, s.NodeID, s.From.Host, s.From.Port)); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, "SELECT citus_update_node($1::int, $2, $3::int, true, $4::int)", s.NodeID, s.To.Host, s.To.Port, cooldown)
+	return err
+}
+
+// one insists on exactly one row.
+func one(tag interface{ RowsAffected() int64 }, err error) error {
+	if err == nil && tag.RowsAffected() != 1 {
+		return errStale
+	}
+	return err
+}

@@ -1,0 +1,202 @@
+package citus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+
+	"matriarch/fsm"
+)
+
+const (
+	connectTimeout = 2 * time.Second
+	observeTimeout = 2 * time.Second
+	closeTimeout   = 200 * time.Millisecond
+	userTimeoutOpt = 0x12 // TCP_USER_TIMEOUT of Linux, which package syscall does not name
+	userTimeout    = 3 * time.Second
+)
+
+// Config is how sessions are opened and how often recovery is due.
+type Config struct {
+	User         string
+	Password     string
+	CAFile       string        // the servers' certificate authority; empty: TLS if the server offers it, unverified
+	RecoverEvery time.Duration // between recoveries of prepared transactions while nothing changes; 0: a minute
+}
+
+// Pool keeps one session per server and database, for one Raft term at a time.
+type Pool struct {
+	cfg Config
+
+	mu       sync.Mutex // one Reconcile or EnsureDatabase at a time
+	term     uint64
+	sessions map[place]*session
+	recovery map[string]recovered // by database
+
+	beforeRecovery func() // for tests: called between the first look at the primaries and a recovery
+}
+
+// place is where a session leads.
+type place struct {
+	addr     Addr
+	database string
+}
+
+type session struct {
+	*pgx.Conn
+	fresh bool // no transaction of ours has run in it
+}
+
+// recovered remembers the last recovery and what the formation looked like then.
+type recovered struct {
+	at time.Time
+	of string
+}
+
+// NewPool returns a pool without sessions.
+func NewPool(cfg Config) *Pool {
+	if cfg.RecoverEvery == 0 {
+		cfg.RecoverEvery = time.Minute
+	}
+	return &Pool{cfg: cfg, sessions: map[place]*session{}, recovery: map[string]recovered{}}
+}
+
+// Close ends all sessions.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closeAll()
+}
+
+func (p *Pool) closeAll() {
+	for at, s := range p.sessions {
+		closeConn(s.Conn)
+		delete(p.sessions, at)
+	}
+}
+
+// serve prepares the pool for a term. Sessions carry theirs in their name, so another term needs other sessions.
+func (p *Pool) serve(term uint64) {
+	if p.term != term {
+		p.closeAll()
+		p.term = term
+	}
+}
+
+// open dials the places that have no living session, all at once, and returns what failed by place.
+func (p *Pool) open(ctx context.Context, places []place) map[place]error {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	failed := map[place]error{}
+	missing := slices.DeleteFunc(slices.Clone(places), func(at place) bool {
+		s := p.sessions[at]
+		return s != nil && !s.IsClosed()
+	})
+	for _, at := range missing {
+		wg.Go(func() {
+			c, err := p.dial(ctx, at.addr, at.database)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed[at] = err
+				return
+			}
+			p.sessions[at] = &session{Conn: c, fresh: true}
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+// keepOnly ends the sessions of a database that lead elsewhere.
+func (p *Pool) keepOnly(database string, places []place) {
+	keep := map[place]bool{}
+	for _, at := range places {
+		keep[at] = true
+	}
+	for at, s := range p.sessions {
+		if at.database == database && !keep[at] {
+			closeConn(s.Conn)
+			delete(p.sessions, at)
+		}
+	}
+}
+
+func (p *Pool) dial(ctx context.Context, addr Addr, database string) (*pgx.Conn, error) {
+	text := "sslmode=prefer"
+	if p.cfg.CAFile != "" {
+		text = "sslmode=verify-ca sslrootcert='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.cfg.CAFile) + "'"
+	}
+	cfg, err := pgx.ParseConfig(fmt.Sprintf("%s host='%s' port=%d", text, addr.Host, addr.Port))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, p.cfg.Password, database, connectTimeout
+	cfg.DialFunc = (&net.Dialer{Timeout: connectTimeout, Control: limitSilence}).DialContext
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // ALTER EXTENSION changes tables under cached plans
+	cfg.RuntimeParams = map[string]string{
+		"application_name":                    fmt.Sprintf("%s%d", appName, p.term),
+		"search_path":                         "pg_catalog",
+		"statement_timeout":                   "0",
+		"lock_timeout":                        "2s",
+		"idle_in_transaction_session_timeout": "5s", // releases what a frozen conductor has locked
+		"default_transaction_read_only":       "off",
+		"default_transaction_isolation":       "read committed",
+		"lc_messages":                         "C",
+		"log_parameter_max_length":            "0", // the password is a parameter
+	}
+	cfg.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: time.Second}
+	}
+	c, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	return c, nil
+}
+
+// limitSilence ends a connection to a host that stopped acknowledging, which a cut cable does not do by itself.
+func limitSilence(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) {
+		failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, userTimeoutOpt, int(userTimeout.Milliseconds()))
+	})
+	return errors.Join(err, failed)
+}
+
+// closeConn says goodbye without waiting for long, whatever became of the caller's context.
+func closeConn(c *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout) //nolint:forbidigo // a session ends when its work is cancelled, too
+	defer cancel()
+	_ = c.Close(ctx)
+}
+
+// places lists where sessions are needed: at every primary there is.
+func (w Wanted) places() map[fsm.GroupID]place {
+	out := map[fsm.GroupID]place{}
+	for g, p := range w.Primaries {
+		if !p.Addr.IsZero() {
+			out[g] = place{addr: p.Addr, database: w.Database}
+		}
+	}
+	return out
+}
+
+// sqlState returns PostgreSQL's code of an error.
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}

@@ -1,0 +1,177 @@
+package citus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"matriarch/fsm"
+)
+
+// memberTimeout bounds one step that makes Citus speak to all nodes.
+const memberTimeout = 15 * time.Second
+
+// Report is the outcome of one round for one database.
+type Report struct {
+	Database    string
+	Synced      bool     // the rows of every group with a primary are right everywhere and nothing was left to do
+	Differences []string // found in this round, put right or tried
+	Problems    []string // found in this round, for an operator
+	Recovered   int      // prepared transactions finished
+	Rows        []RowStatus
+}
+
+// RowStatus is one group's row, for people.
+type RowStatus struct {
+	Group     fsm.GroupID `json:"group"`
+	NodeID    int         `json:"node_id,omitempty"` // 0: no row seen
+	Wanted    string      `json:"wanted"`            // host:port, or none
+	Actual    string      `json:"actual"`            // on the coordinator before this round, or none
+	Synced    bool        `json:"synced"`            // the copy on that group's primary, as the coordinator says
+	Answered  bool        `json:"answered"`          // the group's primary could be observed
+	Extension string      `json:"extension,omitempty"`
+}
+
+// Reconcile looks once at every primary of a database and puts right what differs. It returns what it found in any case; the
+// error joins what could not be reached or done, and holds ErrDeposed when a higher term is at work. The caller repeats it.
+func (p *Pool) Reconcile(ctx context.Context, term uint64, want Wanted) (Report, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.serve(term)
+	r := round{Pool: p, want: want, report: Report{Database: want.Database}}
+	r.want.Recover = want.Recover || p.recoveryDue(want)
+	r.observe(ctx)
+	steps := Diff(r.want, r.seen)
+	r.report.Problems = Problems(r.want, r.seen)
+	r.apply(ctx, steps)
+	r.conclude(steps)
+	return r.report, errors.Join(r.errs...)
+}
+
+// round is one call of Reconcile.
+type round struct {
+	*Pool
+	want    Wanted
+	seen    map[fsm.GroupID]Actual
+	settled []Step
+	report  Report
+	mu      sync.Mutex
+	errs    []error
+}
+
+func (r *round) fail(err error) {
+	if err != nil {
+		r.mu.Lock()
+		r.errs = append(r.errs, err)
+		r.mu.Unlock()
+	}
+}
+
+// observe opens what is missing, settles a coordinator not met before, and looks at everybody.
+func (r *round) observe(ctx context.Context) {
+	places := r.want.places()
+	all := make([]place, 0, len(places))
+	for _, at := range places {
+		all = append(all, at)
+	}
+	r.keepOnly(r.want.Database, all)
+	if at, ok := places[0]; ok {
+		sctx, cancel := context.WithTimeout(ctx, memberTimeout)
+		// Nobody waits for the workers before the coordinator's rows are right.
+		if r.open(sctx, []place{at})[at] == nil && r.sessions[at].fresh {
+			var err error
+			r.settled, err = r.settle(sctx, r.sessions[at], r.want)
+			r.fail(err)
+		}
+		cancel()
+	}
+	var failed map[fsm.GroupID]error
+	r.seen, failed = r.look(ctx, r.want, nil)
+	for _, g := range r.want.groups() {
+		r.fail(failed[g])
+	}
+}
+
+// apply runs the steps: extensions and rows on all nodes at once, then members and recovery one by one.
+func (r *round) apply(ctx context.Context, steps []Step) {
+	rows := map[fsm.GroupID][]Step{}
+	var members, recoveries []Step
+	var wg sync.WaitGroup
+	for _, s := range steps {
+		switch s := s.(type) {
+		case CreateExtension:
+			wg.Go(func() { r.fail(r.create(ctx, s)) })
+		case UpdateNode, UpdateRow, CopyRow, DropRow:
+			rows[s.On()] = append(rows[s.On()], s)
+		case RecoverPrepared:
+			recoveries = append(recoveries, s)
+		default:
+			members = append(members, s)
+		}
+	}
+	for g, steps := range rows {
+		wg.Go(func() { r.fail(r.transact(ctx, g, false, steps...)) })
+	}
+	wg.Wait()
+	for _, s := range members {
+		r.fail(r.transact(ctx, s.On(), true, s))
+	}
+	for _, s := range recoveries {
+		n, err := r.recoverPrepared(ctx, r.want, s.On(), r.seen)
+		r.fail(err)
+		r.report.Recovered += n
+	}
+	if len(recoveries) > 0 && len(recoveries) == len(r.want.Primaries) && len(r.errs) == 0 {
+		r.noteRecovery(r.want)
+	}
+}
+
+func (r *round) create(ctx context.Context, s CreateExtension) error {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	return r.ensureDatabase(ctx, r.want.Primaries[s.Group].Addr, r.want.Database)
+}
+
+func (r *round) transact(ctx context.Context, g fsm.GroupID, durable bool, steps ...Step) error {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	err := r.write(ctx, r.sessions[r.want.places()[g]], durable, func(tx pgx.Tx) error {
+		for _, s := range steps {
+			if err := run(ctx, tx, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("write metadata on group %d: %w", g, err)
+	}
+	return nil
+}
+
+// conclude fills the report.
+func (r *round) conclude(steps []Step) {
+	open := false
+	for _, s := range slices.Concat(r.settled, steps) {
+		if _, ok := s.(RecoverPrepared); !ok {
+			r.report.Differences = append(r.report.Differences, s.String())
+			open = true
+		}
+	}
+	r.report.Synced = !open && len(r.errs) == 0 && len(r.report.Problems) == 0
+	for _, g := range r.want.groups() {
+		a, answered := r.seen[g]
+		row, has := r.seen[0].rowOf(g)
+		st := RowStatus{Group: g, NodeID: row.NodeID, Wanted: r.want.Primaries[g].Addr.String(), Actual: row.Addr.String(),
+			Synced: row.Synced, Answered: answered, Extension: a.Extension}
+		r.report.Rows = append(r.report.Rows, st)
+		if !r.want.Primaries[g].Addr.IsZero() && (!has || !row.Synced || !answered) {
+			r.report.Synced = false
+		}
+	}
+}
