@@ -20,10 +20,10 @@ import (
 // Config is what a Node is made of. Optional are Seeds, Log, Timing and the functions.
 type Config struct {
 	ID        fsm.NodeID
-	Name      string // for people
-	Advertise string // host:port at which the other nodes reach Mux
-	Dir       string // of the Raft log and snapshots; made when missing
-	Seeds     map[fsm.NodeID]string
+	Name      string                // for people
+	Advertise string                // host:port at which the other nodes reach Mux
+	Dir       string                // of the Raft log and snapshots; made when missing
+	Seeds     map[fsm.NodeID]string // peer addresses known from the join, by node
 
 	Mux    *transport.Mux // its raft and gossip listeners are used
 	Dialer *transport.Dialer
@@ -62,7 +62,7 @@ func (t Timing) withDefaults() Timing {
 	d(&t.Heartbeat, 500*time.Millisecond)
 	d(&t.Election, 500*time.Millisecond)
 	d(&t.Lease, 400*time.Millisecond)
-	d(&t.Commit, 250*time.Millisecond)
+	d(&t.Commit, 50*time.Millisecond)
 	d(&t.Transport, 2*time.Second)
 	d(&t.Patience, time.Second)
 	if t.SnapshotThreshold == 0 {
@@ -91,7 +91,7 @@ type Node struct {
 	cancel  context.CancelFunc // ends Run
 	failure atomic.Pointer[error]
 	applied signal
-	moved   time.Time // when leadership was last given away on purpose; leadership loop only
+	moved   time.Time // when leadership was last given away on purpose; the steward's
 }
 
 // Open opens the stores. Errors name the folder and the remedy.
