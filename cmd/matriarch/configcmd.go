@@ -104,13 +104,9 @@ func (p *program) configShow(c *cli.Context) error {
 func renderSettings(w io.Writer, s fsm.Settings) {
 	var rows [][]string
 	for _, x := range admin.ClusterSettings() {
-		note := ""
-		if x.Get(s) != x.Get(fsm.DefaultSettings()) {
-			note = "default " + x.Get(fsm.DefaultSettings())
-		}
-		rows = append(rows, []string{x.Key, x.Get(s), note, x.Help})
+		rows = append(rows, []string{x.Key, x.Get(s), x.Get(fsm.DefaultSettings()), x.Help})
 	}
-	grid(w, "", []string{"Setting", "Value", "", "Meaning"}, rows, -1)
+	grid(w, "", []string{"Setting", "Value", "Default", "Meaning"}, rows, -1)
 }
 
 func (p *program) configSet(c *cli.Context) error {

@@ -94,7 +94,7 @@ func renderStatus(w io.Writer, f admin.Formation, s *fsm.State) {
 		"formation", fmt.Sprintf("%s: %d nodes in %d groups", health, len(f.Members), len(f.Groups)),
 		"raft", strings.TrimPrefix(raftText(f.Raft), "Raft: "),
 		"answered by", f.AnsweredBy,
-		"lease", fmt.Sprintf("%s", s.Cluster.Settings.TTL),
+		"lease", s.Cluster.Settings.TTL.String(),
 	)
 	for _, g := range f.Groups {
 		primary := "no primary"

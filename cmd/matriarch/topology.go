@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"matriarch/fsm"
 	"matriarch/internal/admin"
 )
 
@@ -72,10 +73,9 @@ func groupText(g admin.Group) string {
 		kind = "coordinator"
 	}
 	parts := []string{fmt.Sprintf("group %d (%s)", g.ID, kind), "epoch " + g.Epoch}
-	switch {
-	case g.Mode == "off":
+	if g.Mode == fsm.Off {
 		parts = append(parts, "asynchronous")
-	default:
+	} else {
 		parts = append(parts, "commits wait for "+g.Sync)
 	}
 	if g.Paused {

@@ -75,7 +75,7 @@ func member(st Status, n fsm.Node) Member {
 			m.State = fmt.Sprintf("silent for %s", ago.Round(time.Second))
 		}
 	}
-	if r.Receive != 0 {
+	if r.Receive != 0 && m.Role != RolePrimary { // a former standby still remembers
 		m.ReceiveLSN = r.Receive.String()
 	}
 	if r.Replay != 0 {

@@ -143,13 +143,9 @@ func summary(f admin.Formation, nodes int, healthy bool) string {
 			streaming++
 		}
 	}
-	metadata := "not registered yet"
-	if f.Metadata != nil && f.Metadata.Synced {
-		metadata = "registered"
-	}
-	text := fmt.Sprintf("%d of %d nodes, %d of 3 groups open, %d of %d standbys confirm commits, %s with Citus", len(f.Members)-silent, nodes, open, streaming, nodes-3, metadata)
+	text := fmt.Sprintf("%d of %d nodes, %d of 3 groups open, %d of %d standbys confirm commits", len(f.Members)-silent, nodes, open, streaming, nodes-3)
 	if healthy {
-		return text + ": healthy"
+		return text + ", registered with Citus: healthy"
 	}
 	return text
 }
