@@ -133,6 +133,9 @@ var nodeExamples = []nodeExample{
 		v.State, v.Sentinel.Postmaster, v.Local.Lineage[3] = world(func(g *fsm.Group) { g.Lease.Holder = "b" }), 0, ep(9)
 		group(free)(v)
 	}), StartPG{}},
+	{"restarted under the lease it was primary under", "R119", primary(func(v *View) { v.Sentinel.Primary, v.PG.InRecovery = false, true }, detached), Fence{}},
+	{"restarted before the promotion was recorded", "R119", standby(group(fresh), detached, func(v *View) { v.PG.Timeline, v.Local.Lineage[0] = 3, ep(2) }), Fence{}},
+	{"granted, still replaying", "R190", standby(group(fresh), detached, func(v *View) { v.LeaseLeft, v.PG.Settled = time.Second, false }), nil},
 	{"work", "R120", standby(func(v *View) { v.Job = "cloning" }), nil},
 	{"removed", "R122", standby(func(v *View) { s := world(); delete(s.Nodes, "b"); s.Removed["b"] = "n-b"; v.State = s }), StopPG{}},
 	{"removed and stopped", "R122", standby(func(v *View) {

@@ -85,6 +85,13 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
+		"R119", "the Grant is used up", "one epoch, one timeline: PostgreSQL that stopped under a lease needs another Grant to be promoted again",
+		func(f Facts) bool { return f.Mine && !f.Primary && !f.Stale && f.Running && f.spent() && f.Job == "" },
+		func(f Facts) (Action, string) {
+			return Fence{}, fmt.Sprintf("epoch %s has made its timeline already: stopping so that the lease can be given back", f.Epoch)
+		},
+	},
+	{
 		"R120", "action under way", "one action at a time",
 		func(f Facts) bool { return f.Job != "" },
 		func(f Facts) (Action, string) { return nil, f.Job + " is under way" },
@@ -180,6 +187,13 @@ var NodeRules = []NodeRule{
 		"R152", "PostgreSQL does not answer yet", "",
 		func(f Facts) bool { return !f.PG.Reachable },
 		func(f Facts) (Action, string) { return nil, "PostgreSQL does not answer: " + f.PG.Why },
+	},
+	{
+		"R190", "replaying before the promotion", "what it stands on must be known before it is left",
+		func(f Facts) bool { return f.Mine && !f.Primary && !f.PG.Settled },
+		func(f Facts) (Action, string) {
+			return nil, fmt.Sprintf("epoch %s is granted; replaying, at %s", f.Epoch, f.PG.LSN)
+		},
 	},
 	{
 		"R200", "promote", "the lease is ours and its first keepalive was answered",
@@ -311,6 +325,11 @@ var NodeRules = []NodeRule{
 			return nil, fmt.Sprintf("standing at timeline %d, %s; group %d has no primary to follow: %s", f.PG.Timeline, f.PG.LSN, f.Group.ID, f.leaseText())
 		},
 	},
+}
+
+// spent: a timeline was made under our lease, by the state or by our own record, and PostgreSQL is a standby again.
+func (f Facts) spent() bool {
+	return f.PG.Reachable && f.PG.InRecovery && f.Last.Epoch == f.Epoch && (f.Last.Timeline != 0 || f.Local.LineageOf(f.PG.Timeline) == f.Epoch)
 }
 
 func (f Facts) sentinelSilent() bool { return f.Sentinel.Silent >= SentinelSilence }

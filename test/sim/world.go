@@ -1,0 +1,196 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/transport"
+)
+
+// World is one cluster with its clients. Its mutex guards every model in it; nothing blocks while holding it except by conditions.
+type World struct {
+	seed  uint64
+	dir   string
+	net   *transport.FakeNet
+	ca    *transport.CA
+	began time.Time
+	ctx   context.Context // of everything in the bubble
+
+	mu         sync.Mutex
+	rng        *rand.Rand
+	machines   []*machine
+	groups     map[fsm.GroupID]*groupTruth
+	lines      []string
+	broken     string // the first violation
+	frames     map[uint64]any
+	lastID     uint64
+	states     map[uint64]string // by index, of whichever node applied it first
+	background sync.WaitGroup
+}
+
+// groupTruth is what the checker knows of a group.
+type groupTruth struct {
+	id      fsm.GroupID
+	writers map[*proc]bool    // servers that accept writes
+	acked   map[uint64]string // values whose commit was acknowledged, and where
+	seen    map[uint64]bool   // values that a reader saw
+	opened  int               // how often a server opened for clients
+}
+
+func newWorld(ctx context.Context, seed uint64, dir string) (*World, error) {
+	w := &World{
+		seed: seed, dir: dir, ctx: ctx, net: transport.NewFakeNet(), began: time.Now(), rng: rand.New(rand.NewPCG(seed, 2)),
+		groups: map[fsm.GroupID]*groupTruth{}, frames: map[uint64]any{}, states: map[uint64]string{},
+	}
+	w.net.Seed(seed)
+	w.net.SetDefaultDelay(500*time.Microsecond, time.Millisecond)
+	ca, err := transport.NewCA(clusterID, time.Now())
+	w.ca = ca
+	return w, err
+}
+
+const clusterID = "0c0c0c0c-0000-4000-8000-000000000002"
+
+// note writes one line of the trace.
+func (w *World) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.noteLocked(format, args...)
+}
+
+func (w *World) noteLocked(format string, args ...any) {
+	w.lines = append(w.lines, fmt.Sprintf("%9.3f ", time.Since(w.began).Seconds())+fmt.Sprintf(format, args...))
+}
+
+// violate records the first violation. The mutex is held.
+func (w *World) violate(format string, args ...any) {
+	w.noteLocked("VIOLATION "+format, args...)
+	if w.broken == "" {
+		w.broken = fmt.Sprintf(format, args...)
+	}
+}
+
+func (w *World) violated() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.broken
+}
+
+// between draws a duration; the mutex is held.
+func (w *World) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
+}
+
+// draw is between without the mutex.
+func (w *World) draw(lo, hi time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.between(lo, hi)
+}
+
+func (w *World) chance(p float64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rng.Float64() < p
+}
+
+// pause sleeps unless ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// send and receive carry Go values over connections of the fake network: what travels is a handle.
+func (w *World) send(c net.Conn, v any) error {
+	w.mu.Lock()
+	w.lastID++
+	id := w.lastID
+	w.frames[id] = v
+	w.mu.Unlock()
+	_ = c.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	_, err := c.Write(binary.BigEndian.AppendUint64(nil, id))
+	return err
+}
+
+func (w *World) receive(c net.Conn, within time.Duration) (any, error) {
+	_ = c.SetReadDeadline(time.Now().Add(within))
+	var b [8]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return nil, err
+	}
+	id := binary.BigEndian.Uint64(b[:])
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v := w.frames[id]
+	delete(w.frames, id)
+	return v, nil
+}
+
+func (w *World) group(id fsm.GroupID) *groupTruth {
+	g := w.groups[id]
+	if g == nil {
+		g = &groupTruth{id: id, writers: map[*proc]bool{}, acked: map[uint64]string{}, seen: map[uint64]bool{}}
+		w.groups[id] = g
+	}
+	return g
+}
+
+// judgeWriters is called after every change of who accepts writes. The mutex is held.
+func (w *World) judgeWriters(m *machine) {
+	g := w.group(m.group)
+	for _, o := range w.machines {
+		if o.group == m.group && o.server.proc != nil {
+			p := o.server.proc
+			g.writers[p] = p.primary && !p.dead && !o.frozen
+		}
+	}
+	var names []string
+	for p, yes := range g.writers {
+		if p.dead || p.m.server.proc != p {
+			delete(g.writers, p)
+			continue
+		}
+		if yes {
+			names = append(names, fmt.Sprintf("%s (epoch %s, timeline %d)", p.m.name, p.epoch, p.s.dir.tl))
+		}
+	}
+	if len(names) > 1 {
+		w.violate("group %d has %d servers that accept writes: %v", m.group, len(names), names)
+	}
+}
+
+// judgeHistory checks that a server has everything that was acknowledged or seen. The mutex is held.
+func (w *World) judgeHistory(p *proc, when string) {
+	g := w.group(p.m.group)
+	have := make(map[uint64]bool, len(p.s.dir.wal))
+	for _, r := range p.s.dir.wal {
+		have[r.value] = true
+	}
+	for v, where := range g.acked {
+		if !have[v] {
+			w.violate("group %d, %s: %s does not have %d, which was acknowledged by %s", m0(g), when, p.m.name, v, where)
+			return
+		}
+	}
+	for v := range g.seen {
+		if !have[v] {
+			w.violate("group %d, %s: %s does not have %d, which a reader saw", m0(g), when, p.m.name, v)
+			return
+		}
+	}
+}
+
+func m0(g *groupTruth) int { return int(g.id) }
