@@ -12,8 +12,10 @@ import (
 func addr(host string) Addr { return Addr{Host: host, Port: 5432} }
 
 func row(id int, g fsm.GroupID, host string) Row {
-	return Row{NodeID: id, Group: g, Addr: addr(host), Rack: "default", Role: "primary", Cluster: "default", Active: true,
-		HasMetadata: true, Synced: true, TakesShards: g != 0}
+	return Row{
+		NodeID: id, Group: g, Addr: addr(host), Rack: "default", Role: "primary", Cluster: "default", Active: true,
+		HasMetadata: true, Synced: true, TakesShards: g != 0,
+	}
 }
 
 // formation is a coordinator and two workers, in order, on timeline 1.
@@ -23,8 +25,10 @@ func formation() (Wanted, map[fsm.GroupID]Actual) {
 	}}
 	a := map[fsm.GroupID]Actual{}
 	for g := range w.Primaries {
-		a[g] = Actual{Extension: "13.2-1", Ready: true, Timeline: 1, LocalGroup: g,
-			Rows: []Row{row(1, 0, "c"), row(2, 1, "w1"), row(3, 2, "w2")}}
+		a[g] = Actual{
+			Extension: "13.2-1", Ready: true, Timeline: 1, LocalGroup: g,
+			Rows: []Row{row(1, 0, "c"), row(2, 1, "w1"), row(3, 2, "w2")},
+		}
 	}
 	return w, a
 }
@@ -149,8 +153,10 @@ func TestDiff(t *testing.T) {
 			w.Primaries[1] = Primary{Addr: addr("w1b"), Timeline: 2}
 			w.Primaries[2] = Primary{Addr: addr("w2"), Timeline: 2}
 		}, nil},
-		{"recovery", func(w *Wanted, _ map[fsm.GroupID]Actual) { w.Recover = true },
-			[]Step{RecoverPrepared{0}, RecoverPrepared{1}, RecoverPrepared{2}}},
+		{
+			"recovery", func(w *Wanted, _ map[fsm.GroupID]Actual) { w.Recover = true },
+			[]Step{RecoverPrepared{0}, RecoverPrepared{1}, RecoverPrepared{2}},
+		},
 		{"no recovery while a primary is in recovery", func(w *Wanted, a map[fsm.GroupID]Actual) {
 			w.Recover = true
 			edit(a, 2, func(x *Actual) { x.InRecovery, x.Timeline = true, 0 })

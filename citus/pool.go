@@ -194,8 +194,7 @@ func (w Wanted) places() map[fsm.GroupID]place {
 
 // sqlState returns PostgreSQL's code of an error.
 func sqlState(err error) string {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg.Code
 	}
 	return ""

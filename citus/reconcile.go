@@ -167,8 +167,10 @@ func (r *round) conclude(steps []Step) {
 	for _, g := range r.want.groups() {
 		a, answered := r.seen[g]
 		row, has := r.seen[0].rowOf(g)
-		st := RowStatus{Group: g, NodeID: row.NodeID, Wanted: r.want.Primaries[g].Addr.String(), Actual: row.Addr.String(),
-			Synced: row.Synced, Answered: answered, Extension: a.Extension}
+		st := RowStatus{
+			Group: g, NodeID: row.NodeID, Wanted: r.want.Primaries[g].Addr.String(), Actual: row.Addr.String(),
+			Synced: row.Synced, Answered: answered, Extension: a.Extension,
+		}
 		r.report.Rows = append(r.report.Rows, st)
 		if !r.want.Primaries[g].Addr.IsZero() && (!has || !row.Synced || !answered) {
 			r.report.Synced = false

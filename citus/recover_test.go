@@ -50,6 +50,7 @@ func (f *trial) misled(standby *server) {
 }
 
 func TestRecovery(t *testing.T) {
+	t.Parallel()
 	f := newTrial(t, 1)
 	b := f.acknowledged()
 	f.servers[1].kill()
@@ -64,6 +65,7 @@ func TestRecovery(t *testing.T) {
 
 // The row leads to a server in recovery: the record of the commit has to outlive every round, and the rows too.
 func TestRecoveryWaitsWhileARowLeadsToAStandby(t *testing.T) {
+	t.Parallel()
 	f := newTrial(t, 1)
 	b := f.acknowledged()
 	f.misled(b)
@@ -90,6 +92,7 @@ func TestRecoveryWaitsWhileARowLeadsToAStandby(t *testing.T) {
 
 // The primary turns into a standby between the look and the recovery: the second look takes the recovery back.
 func TestRecoveryIsTakenBack(t *testing.T) {
+	t.Parallel()
 	f := newTrial(t, 1, "citus.max_cached_conns_per_worker = 0") // else a broken connection fails it earlier
 	b := f.acknowledged()
 	old := f.servers[1]
@@ -120,6 +123,7 @@ func TestRecoveryIsTakenBack(t *testing.T) {
 
 // Without the guard the same call loses acknowledged rows: it is why the guard exists.
 func TestUnguardedRecoveryLosesAcknowledgedRows(t *testing.T) {
+	t.Parallel()
 	f := newTrial(t, 1)
 	b := f.acknowledged()
 	f.misled(b)
@@ -137,6 +141,7 @@ func TestUnguardedRecoveryLosesAcknowledgedRows(t *testing.T) {
 
 // Citus' own recovery does the same by itself at any interval but -1.
 func TestCitusRecoversByItselfAndLosesRows(t *testing.T) {
+	t.Parallel()
 	h, err := theHost()
 	if err != nil {
 		t.Skip(err)
@@ -146,6 +151,7 @@ func TestCitusRecoversByItselfAndLosesRows(t *testing.T) {
 	}
 	for interval, kept := range map[string]int{"1s": 0, "-1": 1} {
 		t.Run(interval, func(t *testing.T) {
+			t.Parallel()
 			f := newTrial(t, 1)
 			b := f.acknowledged()
 			f.misled(b)

@@ -87,12 +87,15 @@ func (s RecoverPrepared) On() fsm.GroupID { return s.Node }
 func (s CreateExtension) String() string {
 	return fmt.Sprintf("group %d lacks the database, the extension or the conductor's table", s.Group)
 }
+
 func (s SetCoordinatorHost) String() string {
 	return fmt.Sprintf("coordinator has no row; wanted %s", s.Addr)
 }
+
 func (s AddNode) String() string {
 	return fmt.Sprintf("group %d has no row; wanted %s", s.Group, s.Addr)
 }
+
 func (s RemoveNode) String() string {
 	return fmt.Sprintf("row %d of group %d at %s has to go", s.Row.NodeID, s.Row.Group, s.Row.Addr)
 }

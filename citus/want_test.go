@@ -1,0 +1,35 @@
+package citus
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"matriarch/fsm"
+)
+
+func TestWant(t *testing.T) {
+	e1, e2 := fsm.Epoch{Inc: 1, N: 1}, fsm.Epoch{Inc: 1, N: 2}
+	s := &fsm.State{
+		Nodes: map[fsm.NodeID]fsm.Node{"a": {Name: "a", Postgres: "10.0.0.1:5432"}, "b": {Name: "b", Postgres: "10.0.0.2:5433"}},
+		Groups: map[fsm.GroupID]fsm.Group{
+			0: {SystemID: "s0", Lease: fsm.Lease{Holder: "a"}, Epoch: e2, Sync: fsm.Sync{Confirmed: e2}, Grants: []fsm.Grant{{Epoch: e2, Timeline: 3}}},
+			1: {SystemID: "s1", Lease: fsm.Lease{Holder: "b"}, Epoch: e2, Sync: fsm.Sync{Confirmed: e2}, Grants: []fsm.Grant{{Epoch: e1, Timeline: 2}}},
+			2: {SystemID: "s2", Lease: fsm.Lease{Holder: "b"}, Epoch: e2, Sync: fsm.Sync{Confirmed: e1}},
+			3: {},
+		},
+	}
+	got, err := Want(s, "app")
+	want := Wanted{Database: "app", Primaries: map[fsm.GroupID]Primary{
+		0: {Addr: Addr{"10.0.0.1", 5432}, Timeline: 3},
+		1: {Addr: Addr{"10.0.0.2", 5433}}, // its promotion is not recorded yet
+		2: {},                             // not open to clients yet
+	}}
+	if d := cmp.Diff(want, got); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	s.Nodes["a"] = fsm.Node{Name: "a", Postgres: "nonsense"}
+	if _, err := Want(s, "app"); err == nil {
+		t.Error("an address without port was taken")
+	}
+}
