@@ -9,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"matriarch/consensus/lease"
 	"matriarch/fsm"
@@ -44,7 +47,8 @@ type peer struct {
 	client *transport.Client
 	cancel context.CancelFunc
 	done   chan error
-	skew   time.Duration // added to the lease clock
+	skew   atomic.Int64                  // nanoseconds added to the lease clock
+	hang   atomic.Pointer[chan struct{}] // log writes wait for it
 	fatal  error
 }
 
@@ -119,12 +123,21 @@ func (h *harness) open(id fsm.NodeID, addr string) *peer {
 	}
 	p.Node, err = Open(Config{
 		ID: id, Name: "name-" + string(id), Advertise: addr, Dir: p.dir, Seeds: seeds, Mux: mux, Dialer: d, RPC: p.rpc, Client: p.client,
-		Clock: func() lease.Stamp { e := time.Since(h.started) + p.skew; return lease.Stamp{Raw: e, Boot: e} },
-		Log:   h.log.With("on", string(id)), Timing: h.timing, Lead: h.lead,
+		Clock: func() lease.Stamp {
+			e := time.Since(h.started) + time.Duration(p.skew.Load())
+			return lease.Stamp{Raw: e, Boot: e}
+		},
+		Log: h.log.With("on", string(id)), Timing: h.timing, Lead: h.lead,
 		OnFatal: func(err error) { p.fatal = err },
 	})
 	if err != nil {
 		h.t.Fatal(err)
+	}
+	p.store.write = func(logs []*raft.Log) error {
+		if c := p.hang.Load(); c != nil {
+			<-*c
+		}
+		return p.store.BoltStore.StoreLogs(logs)
 	}
 	return p
 }
@@ -295,6 +308,11 @@ func (h *harness) eventually(within time.Duration, what string, ok func() bool) 
 			return
 		}
 		if time.Now().After(end) {
+			for _, p := range h.nodes {
+				if p.cancel != nil {
+					h.t.Logf("%s: %+v", p.id, p.Status())
+				}
+			}
 			h.t.Fatalf("not within %s: %s", within, what)
 		}
 	}

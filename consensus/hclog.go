@@ -57,6 +57,8 @@ func (l *libLog) Log(level hclog.Level, msg string, args ...any) {
 	l.log.Debug(msg, args...)
 }
 
+var keys = strings.NewReplacer("-", "_", " ", "_")
+
 // plain turns hclog's own value types into text and its keys into ours.
 func plain(args []any) []any {
 	for i, a := range args {
@@ -65,7 +67,7 @@ func plain(args []any) []any {
 			args[i] = fmt.Sprintf(v[0].(string), v[1:]...)
 		case string:
 			if i%2 == 0 {
-				args[i] = strings.ReplaceAll(v, "-", "_")
+				args[i] = keys.Replace(v)
 			}
 		case fmt.Stringer:
 			args[i] = v.String()

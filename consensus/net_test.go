@@ -135,13 +135,14 @@ func TestGossipHints(t *testing.T) {
 	bubble(t, func(t *testing.T, h *harness) {
 		all := h.cluster(0, 1, 2)
 		gone := others(all, h.leader())[0]
-		h.eventually(30*time.Second, "gossip knows it", func() bool { return h.leader().book.gossip[gone.id] != "" })
-		h.kill(gone)
-		h.eventually(30*time.Second, "gossip misses it", func() bool {
-			b := h.leader().book
+		b := h.leader().book
+		knows := func() bool {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			return b.gossip[gone.id] == ""
-		})
+			return b.gossip[gone.id] != ""
+		}
+		h.eventually(30*time.Second, "gossip knows it", knows)
+		h.kill(gone)
+		h.eventually(30*time.Second, "gossip misses it", func() bool { return !knows() })
 	})
 }

@@ -264,7 +264,7 @@ func TestLeaseClock(t *testing.T) {
 		h.grant(p, 0, "i")
 		stop := time.Now().Add(20 * time.Second)
 		for time.Now().Before(stop) { // the host's clocks stand still
-			p.skew -= 100 * time.Millisecond
+			p.skew.Add(-int64(100 * time.Millisecond))
 			time.Sleep(100 * time.Millisecond)
 		}
 		if !p.State().Groups[0].Held() {
@@ -375,8 +375,7 @@ func TestHungLogWriteChangesLeader(t *testing.T) {
 		g := l.State().Nodes[holder.id].Group
 		e := h.grant(holder, g, "i")
 		release := make(chan struct{})
-		write := l.store.write
-		l.store.write = func(logs []*raft.Log) error { <-release; return write(logs) }
+		l.hang.Store(&release)
 		defer holder.beats(g, "i", e)()
 		rest := others(all, l)
 		began := time.Now()

@@ -1,0 +1,184 @@
+package consensus
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"matriarch/fsm"
+)
+
+// A voter that is silent for longer than the setting is replaced; the other one gets its vote first.
+func TestDeadVoterIsReplacedAddFirst(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 1, 2, 2)
+		l := h.leader()
+		suffrage := func(p *peer) string { return l.Status().Suffrage[p.id] }
+		var dead, spare *peer
+		for _, p := range others(all, l) {
+			if suffrage(p) == "voter" {
+				dead = p
+			} else {
+				spare = p
+			}
+		}
+		h.kill(dead)
+		died := time.Now()
+		most := 0
+		h.eventually(2*time.Minute, "the spare has a vote", func() bool {
+			most = max(most, h.voters(l))
+			return suffrage(spare) == "voter"
+		})
+		if took := time.Since(died); took < time.Minute || took > 70*time.Second {
+			t.Errorf("replaced after %s, the setting is a minute", took)
+		}
+		h.eventually(10*time.Second, "the dead one has none", func() bool {
+			most = max(most, h.voters(l))
+			return suffrage(dead) == "nonvoter"
+		})
+		if most != 4 {
+			t.Errorf("at most %d voters at a time, want 4: the replacement comes first", most)
+		}
+		h.restart(dead)
+		time.Sleep(20 * time.Second)
+		if h.leader() != l || suffrage(dead) != "nonvoter" || h.voters(l) != 3 {
+			t.Error("a vote went back: sitting voters stay")
+		}
+	})
+}
+
+func TestNoGroupHasAMajority(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 0, 0, 1, 1, 2, 2)
+		h.eventually(30*time.Second, "five voters, at most two of a group", func() bool {
+			l := h.leader()
+			count := map[fsm.GroupID]int{}
+			for _, p := range all {
+				if l.Status().Suffrage[p.id] == "voter" {
+					count[l.State().Nodes[p.id].Group]++
+				}
+			}
+			return h.voters(l) == 5 && max(count[0], count[1], count[2]) <= 2
+		})
+	})
+}
+
+// The leader's own removal: it hands leadership over, and the next one takes it out.
+func TestRemovedLeaderLeaves(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 1, 2)
+		old := h.leader()
+		h.submit(old, fsm.NodeRemove{Node: old.id})
+		h.eventually(30*time.Second, "another leader without it", func() bool {
+			l := h.leader()
+			_, in := l.Status().Suffrage[old.id]
+			return l != old && !in
+		})
+		if n := h.voters(others(all, old)[0]); n > 2 {
+			t.Errorf("%d voters", n)
+		}
+		h.eventually(10*time.Second, "it hears that it was removed", func() bool {
+			a, err := old.beat(0, "i", fsm.Epoch{})
+			return err == nil && a.Removed
+		})
+	})
+}
+
+// Leadership leaves a host with a lease, but not within 10 s of a change of a lease, and stays where it is free.
+func TestLeaderAvoidsLeases(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		h.avoid = true
+		h.cluster(0, 1, 2)
+		time.Sleep(time.Minute)
+		old := h.leader()
+		g := old.State().Nodes[old.id].Group
+		e := h.grant(old, g, "i")
+		defer old.beats(g, "i", e)()
+		granted := time.Now()
+		h.eventually(time.Minute, "another leader", func() bool { return old.term.Load() == nil })
+		if took := time.Since(granted); took < leaseSettle || took > 2*leaseSettle {
+			t.Errorf("leadership moved %s after the grant", took)
+		}
+		now := h.leader()
+		time.Sleep(2 * time.Minute)
+		if h.leader() != now {
+			t.Error("leadership moved again without a reason")
+		}
+		if !now.State().Groups[g].Held() {
+			t.Error("the lease was lost on the way")
+		}
+	})
+}
+
+// A single survivor becomes a cluster of one: everything is there, in a new incarnation, leases with a full TTL.
+func TestRecover(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 1, 2)
+		h.grant(all[1], 1, "i")
+		h.submit(all[1], fsm.TokenPut{Token: fsm.Token{ID: "kept", Uses: 3}})
+		for _, p := range all {
+			h.kill(p)
+		}
+		survivor := all[2]
+		seen, index, term, err := Inspect(survivor.dir)
+		if err != nil || index == 0 || term == 0 || seen.Tokens["kept"].Uses != 3 {
+			t.Fatalf("inspect: index %d, term %d, %v", index, term, err)
+		}
+		s, err := Recover(survivor.dir, survivor.id)
+		if err != nil || s.Tokens["kept"].Uses != 3 || s.Cluster.Incarnation != 1 {
+			t.Fatalf("recover: %+v, %v", s, err)
+		}
+		h.inc = 2
+		h.restart(survivor)
+		l := h.leader()
+		ready := l.term.Load().ready
+		s = l.State()
+		if s.Cluster.Incarnation != 2 || !s.Groups[1].Sync.Unknown || s.Tokens["kept"].Uses != 3 || h.voters(l) != 1 {
+			t.Errorf("recovered: incarnation %d, sync %+v, %d voters", s.Cluster.Incarnation, s.Groups[1].Sync, h.voters(l))
+		}
+		h.eventually(time.Minute, "the old lease ends", func() bool { return !l.State().Groups[1].Held() })
+		if took := time.Since(ready); took < 5*time.Second {
+			t.Errorf("the old lease ended after %s", took)
+		}
+		if e := h.grant(l, 2, "j"); e.Inc != 2 {
+			t.Errorf("first epoch of the new incarnation is %s", e)
+		}
+
+		// One of the old incarnation comes back: it finds no entrance, and does no harm.
+		h.inc = 1
+		h.restart(all[0])
+		time.Sleep(10 * time.Second)
+		if h.leader() != l {
+			t.Error("the old incarnation took over")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if _, err := all[0].Submit(ctx, fsm.TokenDrop{ID: "kept"}); err == nil {
+			t.Error("the old incarnation was served")
+		}
+	})
+}
+
+func TestRecoverNeedsAState(t *testing.T) {
+	if _, err := Recover(t.TempDir(), "a"); err == nil {
+		t.Error("recovered an empty folder")
+	}
+	if _, _, _, err := Inspect(t.TempDir()); err == nil {
+		t.Error("inspected an empty folder")
+	}
+}
+
+func TestBootstrapOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		p := h.cluster(0)[0]
+		h.stop(p)
+		h.open(p.id, p.addr)
+		if err := p.Bootstrap(fsm.Bootstrap{ClusterID: "another"}); err == nil {
+			t.Error("bootstrapped twice")
+		}
+		p.run()
+		if h.leader().State().Cluster.ID != clusterID {
+			t.Error("another cluster")
+		}
+	})
+}
