@@ -45,7 +45,6 @@ type proc struct {
 	version  int         // of conf
 	defined  bool        // what the checkpointer has told the backends: commits wait
 	defVer   int
-	startup  decide.Conf // as the startup process has it
 	replayed int
 	receiver *receiver
 	senders  map[*sender]bool
@@ -61,7 +60,7 @@ func (s *server) start(parent *sentinel) *proc {
 	ctx, cancel := context.WithCancel(s.w.ctx)
 	p := &proc{
 		w: s.w, m: s.m, s: s, ctx: ctx, cancel: cancel, cond: sync.NewCond(&s.w.mu), parent: parent,
-		conf: s.conf, startup: s.conf, defined: s.conf.Sync.K > 0, senders: map[*sender]bool{}, visible: map[uint64]bool{},
+		conf: s.conf, defined: s.conf.Sync.K > 0, senders: map[*sender]bool{}, visible: map[uint64]bool{},
 		replayed: s.w.rng.IntN(len(s.dir.wal) + 1),
 	}
 	s.proc = p
@@ -138,9 +137,12 @@ func (p *proc) recovery() {
 			p.replayed = min(n, p.replayed+1+p.w.rng.IntN(50))
 			p.cond.Broadcast()
 		}
-		if p.replayed == n && p.receiver == nil { // it looks at its settings only when it has nothing to replay
-			p.startup = p.conf
-			p.fork(p.startup)
+		switch r := p.receiver; { // it looks at its settings only when it has nothing to replay, and not always then
+		case p.replayed < n:
+		case r == nil:
+			p.fork(p.conf)
+		case (r.conf.Upstream != p.conf.Upstream || r.conf.Epoch != p.conf.Epoch) && p.w.rng.IntN(20) == 0:
+			r.cancel()
 		}
 		wait := p.between(5, 60)
 		p.w.mu.Unlock()
