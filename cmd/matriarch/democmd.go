@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,8 +39,11 @@ func (p *program) demoVerb() *cli.Command {
 				Flags:       demoFlags(keep("start the nodes that are in the directory already")),
 				Action: p.demoDo(func(ctx context.Context, c *cli.Context, d *demo.Demo) error {
 					took, err := d.Up(ctx, c.Bool("keep"))
-					if err != nil {
+					switch {
+					case errors.Is(err, demo.ErrExists):
 						return err
+					case err != nil:
+						return fmt.Errorf("%w; 'matriarch demo down' ends what was started", err)
 					}
 					fmt.Fprintf(p.err, "all nodes are healthy and registered after %.1f s\n", took.Seconds())
 					return nil

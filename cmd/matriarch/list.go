@@ -130,12 +130,19 @@ func renderList(w io.Writer, f admin.Formation, now time.Time) {
 			fmt.Fprintf(w, "Group %d: %s\n", g.ID, operationText(*op, now))
 		}
 	}
-	for _, t := range f.Troubles {
-		fmt.Fprintf(w, "! %s\n", t)
-	}
+	renderTroubles(w, f)
 	fmt.Fprintln(w, raftText(f.Raft))
 	if f.Metadata != nil && f.Metadata.Synced {
 		fmt.Fprintf(w, "Citus metadata: in sync, looked at %s ago\n", ago(now, f.Metadata.At))
+	}
+}
+
+func renderTroubles(w io.Writer, f admin.Formation) {
+	for _, t := range f.Troubles {
+		fmt.Fprintf(w, "! %s\n", t)
+	}
+	for _, n := range f.Notes {
+		fmt.Fprintf(w, "- %s\n", n)
 	}
 }
 

@@ -103,9 +103,7 @@ func renderStatus(w io.Writer, f admin.Formation, s *fsm.State) {
 		}
 		fmt.Fprintf(w, "  %s, %s\n", groupText(g), primary)
 	}
-	for _, t := range f.Troubles {
-		fmt.Fprintf(w, "! %s\n", t)
-	}
+	renderTroubles(w, f)
 }
 
 func renderNode(w io.Writer, v nodeView, s *fsm.State) {

@@ -77,7 +77,6 @@ func TestTroubles(t *testing.T) {
 		"unknown":         {change(1, func(g *fsm.Group) { g.Sync.Unknown = true }), "unknown since the control plane was rebuilt"},
 		"degraded":        {change(1, func(g *fsm.Group) { g.Sync.Pairs = []fsm.Pair{{}} }), "group 1 is degraded"},
 		"joint":           {change(1, func(g *fsm.Group) { g.Sync.Pairs = append([]fsm.Pair{{}}, g.Sync.Pairs...) }), "no standby and any 1 of (work1-1)"},
-		"paused":          {change(1, func(g *fsm.Group) { g.Paused = true }), "group 1 is paused"},
 		"metadata": {func(st *admin.Status) {
 			st.Metadata.Synced, st.Metadata.Differences = false, []string{"row of group 1"}
 		}, "row of group 1"},
@@ -87,11 +86,6 @@ func TestTroubles(t *testing.T) {
 			n.Report.State = "starting"
 			st.State.Nodes[n.ID] = n
 		}, "coord-2 does not stream: starting"},
-		"weak": {func(st *admin.Status) {
-			n := st.State.Nodes[admintest.Coord2]
-			n.Report.Fence = "weak"
-			st.State.Nodes[n.ID] = n
-		}, "fence: weak"},
 	} {
 		st := admintest.Status(admintest.Coord1)
 		c.change(&st)
@@ -102,6 +96,17 @@ func TestTroubles(t *testing.T) {
 		case c.want != "" && !slices.ContainsFunc(f.Troubles, func(s string) bool { return strings.Contains(s, c.want) }):
 			t.Errorf("%s: %q not among %q", name, c.want, f.Troubles)
 		}
+	}
+}
+
+func TestNotesAreNoTroubles(t *testing.T) {
+	st := admintest.Status(admintest.Coord1)
+	g, n := st.State.Groups[1], st.State.Nodes[admintest.Coord2]
+	g.Paused, n.Report.Fence, n.Report.SetAside = true, "weak", 2
+	st.State.Groups[1], st.State.Nodes[n.ID] = g, n
+	f := admin.NewFormation(st)
+	if !f.Healthy || len(f.Notes) != 3 {
+		t.Errorf("troubles %q, notes %q", f.Troubles, f.Notes)
 	}
 }
 

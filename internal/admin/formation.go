@@ -22,7 +22,8 @@ type Formation struct {
 	Raft        RaftView                  `json:"raft"`
 	Metadata    *conductor.MetadataReport `json:"metadata,omitempty"`
 	Healthy     bool                      `json:"healthy"`
-	Troubles    []string                  `json:"troubles,omitempty"` // one sentence each
+	Troubles    []string                  `json:"troubles,omitempty"` // what keeps it from being healthy, one sentence each
+	Notes       []string                  `json:"notes,omitempty"`    // what an operator should know besides
 }
 
 // Group is one replication set.
@@ -79,7 +80,7 @@ func NewFormation(st Status) Formation {
 		f.Groups = append(f.Groups, newGroup(st, s.Groups[id]))
 	}
 	f.Troubles = troubles(st, f)
-	f.Healthy = len(f.Troubles) == 0
+	f.Healthy, f.Notes = len(f.Troubles) == 0, notes(f)
 	return f
 }
 
@@ -179,9 +180,6 @@ func groupTroubles(st Status, g Group, add func(string, ...any)) {
 	case len(g.Joint) > 0:
 		add("group %d: the synchronous set is changing: %s", g.ID, strings.Join(g.Joint, " and "))
 	}
-	if g.Paused {
-		add("group %d is paused: no automatic change of its primary", g.ID)
-	}
 }
 
 func memberTroubles(st Status, m Member, add func(string, ...any)) {
@@ -195,10 +193,23 @@ func memberTroubles(st Status, m Member, add func(string, ...any)) {
 	case m.Role == RoleStandby && !n.Tags.NoSync && st.State.Groups[m.Group].Mode == fsm.Quorum:
 		add("%s streams but acknowledges no commits yet", m.Name)
 	}
-	if m.Fence != "" {
-		add("%s: fence: %s, until PostgreSQL has been restarted by Matriarch", m.Name, m.Fence)
+}
+
+// notes lists what is as somebody wanted it, or needs a decision that can wait.
+func notes(f Formation) []string {
+	var out []string
+	for _, g := range f.Groups {
+		if g.Paused {
+			out = append(out, fmt.Sprintf("group %d is paused: no automatic change of its primary", g.ID))
+		}
 	}
-	if m.SetAside > 0 {
-		add("%s keeps %d data set(s) aside that its group does not have: look at them, then delete them", m.Name, m.SetAside)
+	for _, m := range f.Members {
+		if m.Fence != "" {
+			out = append(out, fmt.Sprintf("%s: fence: %s, until PostgreSQL has been restarted by Matriarch", m.Name, m.Fence))
+		}
+		if m.SetAside > 0 {
+			out = append(out, fmt.Sprintf("%s keeps %d data set(s) aside that its group does not have: look at them, then delete them", m.Name, m.SetAside))
+		}
 	}
+	return out
 }

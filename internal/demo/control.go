@@ -55,12 +55,15 @@ func (d *Demo) Status(ctx context.Context) ([]NodeStatus, error) {
 	return out, nil
 }
 
+// ErrExists says that a demo would begin where there is one.
+var ErrExists = errors.New("there is a demo already")
+
 // Up starts all nodes and waits until the formation is healthy. With keep, nodes made before are started again.
 func (d *Demo) Up(ctx context.Context, keep bool) (time.Duration, error) {
 	began := time.Now()
 	nodes := d.Nodes()
 	if d.Exists() && nodes[0].made() && !keep {
-		return 0, fmt.Errorf("there is a demo in %s already: end it with 'matriarch demo down', or start it again with --keep", d.cfg.Dir)
+		return 0, fmt.Errorf("%w in %s: end it with 'matriarch demo down', or start it again with --keep", ErrExists, d.cfg.Dir)
 	}
 	if err := d.prepare(); err != nil {
 		return 0, err
@@ -117,8 +120,12 @@ func (d *Demo) Start(name string) error {
 	return d.run(n)
 }
 
-// stopWait is how long a node may take to stop PostgreSQL in good order.
-const stopWait = 60 * time.Second
+// stopWait is how long a node may take to stop PostgreSQL in good order; downWait when all stop at once, and the last ones find nobody left
+// to give their leases back to.
+const (
+	stopWait = 60 * time.Second
+	downWait = 15 * time.Second
+)
 
 // Stop ends a node in good order: PostgreSQL, then everything else.
 func (d *Demo) Stop(ctx context.Context, name string) error {
@@ -126,6 +133,10 @@ func (d *Demo) Stop(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	return d.stop(ctx, n, stopWait)
+}
+
+func (d *Demo) stop(ctx context.Context, n Node, wait time.Duration) error {
 	all, err := processes()
 	if err != nil {
 		return err
@@ -135,19 +146,19 @@ func (d *Demo) Stop(ctx context.Context, name string) error {
 		if len(n.everything(all)) == 0 {
 			return nil
 		}
-		return fmt.Errorf("stop %s: its agent does not run, so nobody stops its PostgreSQL in good order: start it first, or kill the node", name)
+		return fmt.Errorf("stop %s: its agent does not run, so nobody stops its PostgreSQL in good order: start it first, or kill the node", n.Name)
 	}
 	if err := signal(ids.Agent, syscall.SIGINT); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, stopWait)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	err = every(ctx, 50*time.Millisecond, func() (bool, error) {
 		all, err := processes()
 		return err == nil && len(n.everything(all)) == 0, err
 	})
 	if err != nil {
-		return fmt.Errorf("stop %s: it has not ended after %s: see %s", name, stopWait, n.logFile())
+		return fmt.Errorf("stop %s: it has not ended after %s: see %s", n.Name, wait, n.logFile())
 	}
 	return nil
 }
@@ -184,7 +195,7 @@ func (d *Demo) Down(ctx context.Context, keep bool) error {
 	if keep {
 		stops, sctx := errgroup.WithContext(ctx)
 		for _, n := range d.Nodes() {
-			stops.Go(func() error { return d.Stop(sctx, n.Name) })
+			stops.Go(func() error { return d.putDown(sctx, n) })
 		}
 		return stops.Wait()
 	}
@@ -199,6 +210,22 @@ func (d *Demo) Down(ctx context.Context, keep bool) error {
 		return fmt.Errorf("remove the demo: %w", err)
 	}
 	return nil
+}
+
+// putDown stops a node in good order, and ends by force what waits for others after PostgreSQL has stopped.
+func (d *Demo) putDown(ctx context.Context, n Node) error {
+	err := d.stop(ctx, n, downWait)
+	if err == nil {
+		return nil
+	}
+	all, perr := processes()
+	if perr != nil {
+		return perr
+	}
+	if n.pids(all).Postmaster != 0 {
+		return err
+	}
+	return n.killAll()
 }
 
 // every asks again and again until the answer is yes, an error, or ctx ends.

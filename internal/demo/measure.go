@@ -25,10 +25,14 @@ type Figures struct {
 
 // Run is one of them.
 type Run struct {
-	Up, WorkerPostmaster, WorkerNode, CoordinatorNode time.Duration
-	RSSKB                                             int64
-	CPU, CPUAll                                       float64
-	Tally                                             tally
+	Up               time.Duration `json:"up_ns"`
+	WorkerPostmaster time.Duration `json:"gap_worker_postmaster_ns"`
+	WorkerNode       time.Duration `json:"gap_worker_node_ns"`
+	CoordinatorNode  time.Duration `json:"gap_coordinator_node_ns"`
+	RSSKB            int64         `json:"rss_kb"`
+	CPU              float64       `json:"idle_cpu_percent"`
+	CPUAll           float64       `json:"idle_cpu_all_percent"`
+	Tally            tally         `json:"tally"`
 }
 
 // idleFor is how long the idle formation is watched.
@@ -37,7 +41,7 @@ const idleFor = 10 * time.Second
 // Measure runs the outages several times, each in a new formation.
 func (d *Demo) Measure(ctx context.Context, runs int) (Figures, error) {
 	if d.Exists() {
-		return Figures{}, fmt.Errorf("there is a demo in %s already: end it with 'matriarch demo down'", d.cfg.Dir)
+		return Figures{}, fmt.Errorf("%w in %s: end it with 'matriarch demo down'", ErrExists, d.cfg.Dir)
 	}
 	f := Figures{Runs: runs}
 	for i := range runs {
@@ -153,7 +157,7 @@ func (d *Demo) usage() (mine, all time.Duration, rss int64, err error) {
 	return mine, all, rss, nil
 }
 
-// median takes the middle one; of an even number the mean of the two.
+// median takes the middle one, the lower of two.
 func median[T cmp.Ordered](runs []Run, of func(Run) T) T {
 	values := make([]T, 0, len(runs))
 	for _, r := range runs {

@@ -21,7 +21,7 @@ func (d *Demo) Show(ctx context.Context, keep bool) (err error) {
 	d.say("Seven nodes start in %s: a coordinator group of three, two worker groups of two.", d.cfg.Dir)
 	// What the demo began it ends, also when it was interrupted; a demo of somebody else's is left alone.
 	if d.Exists() {
-		return fmt.Errorf("there is a demo in %s already: end it with 'matriarch demo down'", d.cfg.Dir)
+		return fmt.Errorf("%w in %s: end it with 'matriarch demo down'", ErrExists, d.cfg.Dir)
 	}
 	defer func() {
 		if !d.Exists() || (keep && err == nil) {

@@ -213,9 +213,12 @@ func (w *writer) waitWriting(ctx context.Context, count int, limit time.Duration
 
 // tally is the count after all is over.
 type tally struct {
-	Acknowledged, Present, Lost int
-	Unknown, UnknownPresent     int
-	Strange                     int // present, though never sent
+	Acknowledged   int `json:"acknowledged"`
+	Present        int `json:"present"` // of those acknowledged
+	Lost           int `json:"lost"`
+	Unknown        int `json:"unknown"` // attempts without an answer: present or not, both is right
+	UnknownPresent int `json:"unknown_present"`
+	Strange        int `json:"strange"` // present, though never sent
 }
 
 // count compares what was acknowledged with what is there.
