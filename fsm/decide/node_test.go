@@ -182,6 +182,7 @@ var nodeExamples = []nodeExample{
 	{"has more than the fork", "R312", primary(func(v *View) { v.Sentinel.Primary = false }, group(openB), detached), Rewind{"b", ep(2), 180}},
 	{"diverged, not open", "R314", primary(func(v *View) { v.Sentinel.Primary = false }, group(promotedB), detached), nil},
 	{"WAL removed", "R320", standby(func(v *View) { v.PG.Streaming, v.PG.WALRemoved = false, true }), Clone{"a", ep(1)}},
+	{"slots of a former primary", "R335", standby(func(v *View) { v.PG.SlotsWrong = true }), Slots{}},
 	{"follow", "R330", primary(func(v *View) { v.Sentinel.Primary, v.PG.LSN = false, 180 }, group(promotedB), detached), Configure{Conf{Phase: Closed, Epoch: ep(2), Upstream: "b"}}},
 	{"opens once it streams", "R330", standby(func(v *View) { v.Conf.Phase = Closed }), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a"}}},
 	{"streams", "R340", standby(), nil},

@@ -64,6 +64,8 @@ const (
 	// RecruitGrace is how long a sufficient set waits for further answers, so that the best candidate may win and more
 	// standbys may follow at once.
 	RecruitGrace = 100 * time.Millisecond
+	// firstHostWait is how long a leader waits for a group's first host before a later one may begin.
+	firstHostWait = 10 * time.Second
 	// reclaimAfter is how long a silent node keeps the right to create the first data directory.
 	reclaimAfter = time.Minute
 )
@@ -265,8 +267,13 @@ func (f GroupFacts) beginner() fsm.NodeID {
 		return f.Group.ClaimedBy
 	}
 	for _, n := range f.Members {
-		if ago, heard := f.Heard[n.ID]; heard && ago < AliveWithin && n.Postgres != "" {
+		ago, heard := f.Heard[n.ID]
+		switch {
+		case n.Postgres == "":
+		case heard && ago < AliveWithin:
 			return n.ID
+		case !heard && f.Leading < firstHostWait:
+			return "" // the oldest member is meant to begin: it may be starting
 		}
 	}
 	return ""

@@ -149,7 +149,7 @@ var NodeRules = []NodeRule{
 	},
 	{
 		"R144", "clone", "a node without usable data copies the primary's",
-		func(f Facts) bool { return f.needsClone() && f.Clonable && !f.Running },
+		func(f Facts) bool { return f.needsClone() && f.Clonable && (!f.Running || f.Local.Unfinished != "") },
 		func(f Facts) (Action, string) {
 			from := f.cloneSource()
 			return Clone{from, f.Epoch}, fmt.Sprintf("%s: cloning from %s", orElse(f.Local.Unfinished, "no data directory"), f.State.Name(from))
@@ -302,6 +302,13 @@ var NodeRules = []NodeRule{
 		func(f Facts) bool { return f.Upstream && !f.Conf.Equal(f.wantStandbyConf()) },
 		func(f Facts) (Action, string) {
 			return Configure{f.wantStandbyConf()}, fmt.Sprintf("following %s, epoch %s: %s", f.State.Name(f.Group.Lease.Holder), f.Epoch, f.confText(f.wantStandbyConf()))
+		},
+	},
+	{
+		"R335", "slots of a former primary", "nothing moves them on a standby, so they would keep its log for ever",
+		func(f Facts) bool { return f.Upstream && f.PG.SlotsWrong },
+		func(Facts) (Action, string) {
+			return Slots{}, "dropping the slots this node kept for others as primary"
 		},
 	},
 	{

@@ -44,7 +44,7 @@ type Postgres struct {
 	Settled    bool    // a standby that has replayed everything it has and receives nothing
 	Streaming  bool    // its walreceiver streams
 	WALRemoved bool    // the upstream no longer has what it needs
-	SlotsWrong bool    // the members' slots on this primary are not those wanted
+	SlotsWrong bool    // the members' slots here are not those wanted: a primary has them all, a standby none
 	Senders    []Sender
 }
 

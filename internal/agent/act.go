@@ -40,6 +40,7 @@ const (
 	initTimeout    = 5 * time.Minute
 	longTimeout    = 24 * time.Hour
 	maxBackoff     = 10 * time.Second
+	breath         = 50 * time.Millisecond
 	safetyBackoff  = 100 * time.Millisecond
 )
 
@@ -236,7 +237,29 @@ func (a *Agent) rewind(ctx context.Context, v decide.View, x decide.Rewind) erro
 			return err
 		}
 	}
-	return a.cfg.Postgres.Rewind(ctx, v.State.Nodes[x.From], x.Epoch, x.Fork)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go a.whileHeld(ctx, cancel, a.roster(v.State).Group.ID, x.Epoch)
+	err := a.cfg.Postgres.Rewind(ctx, v.State.Nodes[x.From], x.Epoch, x.Fork)
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
+	return err
+}
+
+// whileHeld ends work that needs the primary of an epoch when that epoch ends: what is missing will not come any more.
+func (a *Agent) whileHeld(ctx context.Context, end context.CancelFunc, g fsm.GroupID, e fsm.Epoch) {
+	t := time.NewTicker(slowPace)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if l := a.cfg.Control.State().Groups[g].Lease; l.Holder == "" || l.Epoch != e {
+			end()
+			return
+		}
+	}
 }
 
 // startPG starts a standby that follows nobody and lets nobody in: what it has may be unacknowledged.
@@ -247,7 +270,25 @@ func (a *Agent) startPG(ctx context.Context, r Roster) error {
 	if err := a.cfg.Sentinel.Start(ctx); err != nil {
 		return fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	_ = a.ping(ctx) // the heartbeat will tell otherwise
+	return a.firstBreath(ctx)
+}
+
+// firstBreath waits until the new postmaster has outlived the moment in which most failed starts end, so that one that
+// cannot start is not started again at once.
+func (a *Agent) firstBreath(ctx context.Context) error {
+	t := time.NewTimer(breath)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := a.ping(ctx); err != nil {
+		return fmt.Errorf("ask the sentinel after the start: %w", err)
+	}
+	if st := a.sentinel.get(); st.Postmaster == 0 {
+		return fmt.Errorf("PostgreSQL ended at once (%s): its log tells why", st.Exit)
+	}
 	return nil
 }
 

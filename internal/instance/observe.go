@@ -29,11 +29,12 @@ func (p *Postgres) Observe(ctx context.Context, r agent.Roster) agent.Observatio
 		out.PG.LSN = o.ReplayLSN
 		out.PG.Settled = o.Settled && o.Receiver == nil
 		out.PG.Streaming = o.Receiver != nil && o.Receiver.Status == "streaming"
+		out.PG.SlotsWrong = slotsWrong(nil, o)
 		out.PG.WALRemoved = !out.PG.Streaming && out.Conf.Upstream != "" && p.walRemoved()
 		return out
 	}
 	out.PG.Senders = senders(r, o)
-	out.PG.SlotsWrong = slotsWrong(r, o)
+	out.PG.SlotsWrong = slotsWrong(wantedSlots(r), o)
 	return out
 }
 
@@ -63,14 +64,13 @@ func senderOf(id fsm.NodeID, e fsm.Epoch, o pgmanager.Observation) (pgmanager.Se
 	return pgmanager.Sender{}, false
 }
 
-func slotsWrong(r agent.Roster, o pgmanager.Observation) bool {
+func slotsWrong(want []string, o pgmanager.Observation) bool {
 	have := map[string]bool{}
 	for _, s := range o.Slots {
 		if len(s.Name) > len(pgconf.SlotPrefix) && s.Name[:len(pgconf.SlotPrefix)] == pgconf.SlotPrefix && s.Type == "physical" {
 			have[s.Name] = s.WALStatus != "lost"
 		}
 	}
-	want := wantedSlots(r)
 	for _, w := range want {
 		if !have[w] {
 			return true

@@ -21,20 +21,19 @@ import (
 
 // Postgres implements agent.Postgres on a pgmanager.Manager.
 type Postgres struct {
-	m   *pgmanager.Manager
-	cfg pgmanager.Config
-	log *slog.Logger
-	// watched is the postmaster that the sentinel knows of, 0 when none.
-	watched func() int
+	m        *pgmanager.Manager
+	cfg      pgmanager.Config
+	sentinel *Sentinel
+	log      *slog.Logger
 
 	mu      sync.Mutex
 	applied decide.Conf // what Configure wrote last
 	logMark int64       // size of PostgreSQL's log then
 }
 
-// NewPostgres wraps a manager. watched tells the postmaster that the sentinel started or adopted.
-func NewPostgres(m *pgmanager.Manager, cfg pgmanager.Config, watched func() int, log *slog.Logger) *Postgres {
-	return &Postgres{m: m, cfg: cfg, log: log, watched: watched}
+// NewPostgres wraps a manager, whose server the sentinel is parent of.
+func NewPostgres(m *pgmanager.Manager, cfg pgmanager.Config, sentinel *Sentinel, log *slog.Logger) *Postgres {
+	return &Postgres{m: m, cfg: cfg, sentinel: sentinel, log: log}
 }
 
 // Local implements agent.Postgres.
@@ -52,7 +51,7 @@ func (p *Postgres) Local() (decide.Local, error) {
 			return d, err
 		}
 	}
-	if pid, ok := p.m.RunningPostmaster(); ok && pid != p.watched() {
+	if pid, ok := p.m.RunningPostmaster(); ok && pid != p.sentinel.Status().Postmaster {
 		d.Stray = true
 	}
 	return d, nil
@@ -88,7 +87,53 @@ func (p *Postgres) Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, f
 	if err != nil {
 		return err
 	}
-	return p.m.Rewind(ctx, up, fork)
+	return p.m.Rewind(ctx, up, fork, func(ctx context.Context) error { return p.catchUp(ctx, from, up) })
+}
+
+// catchUp starts a rewound server, which nobody may enter yet, and waits until it has what it lacks. Its name is not one that
+// confirms commits. When that fails the server is stopped: what it holds is of no use.
+func (p *Postgres) catchUp(ctx context.Context, from fsm.Node, up pgmanager.Upstream) (err error) {
+	pass, err := p.m.WriteCredential(up.Epoch)
+	if err != nil {
+		return err
+	}
+	up.AppName, up.PassFile = "matriarch_rewound", pass
+	if _, err := p.m.Apply(pgmanager.Conf{Phase: pgconf.Closed, Upstream: &up}); err != nil {
+		return err
+	}
+	p.remember(decide.Conf{Phase: decide.Closed, Upstream: from.ID, Epoch: up.Epoch})
+	if err := p.sentinel.Start(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*immediateStop)
+		defer cancel()
+		err = errors.Join(err, p.sentinel.Stop(sctx, true))
+	}()
+	return p.answering(ctx)
+}
+
+// answering waits until the server lets its manager in.
+func (p *Postgres) answering(ctx context.Context) error {
+	tick := time.NewTicker(settlePoll)
+	defer tick.Stop()
+	for {
+		o := p.m.Observe(ctx)
+		switch {
+		case o.Reachable:
+			return nil
+		case !o.Running:
+			return errors.New("PostgreSQL ended: see its log " + p.cfg.LogFile)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("PostgreSQL does not answer: %s: %w", o.Reason, ctx.Err())
+		case <-tick.C:
+		}
+	}
 }
 
 func (p *Postgres) source(from fsm.Node, epoch fsm.Epoch) (pgmanager.Upstream, error) {
@@ -333,7 +378,11 @@ func wantedSlots(r agent.Roster) []string {
 
 // Slots implements agent.Postgres.
 func (p *Postgres) Slots(ctx context.Context, r agent.Roster) error {
-	_, err := p.m.EnsureSlots(ctx, wantedSlots(r))
+	want := wantedSlots(r)
+	if p.m.Observe(ctx).InRecovery {
+		want = nil
+	}
+	_, err := p.m.EnsureSlots(ctx, want)
 	return err
 }
 
