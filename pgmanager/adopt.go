@@ -2,97 +2,136 @@ package pgmanager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
-
-	"github.com/jackc/pgx/v5"
 
 	"matriarch/fsm"
 	"matriarch/pgmanager/pgconf"
 )
 
-// Adoption describes an existing data directory, running or stopped.
+// Adoption describes an existing data directory that can be adopted.
 type Adoption struct {
 	Running    bool
-	PID        int
-	Version    pgconf.Version // of the running server; else of the programs
 	SystemID   string
 	Timeline   fsm.Timeline
-	InRecovery bool // a standby of somebody
-	ConfigFile string
-	SocketDir  string // of the running server
-	Port       int    // of the running server
-	CanLogin   bool   // our superuser was let in
-	LoginError string
-	Needs      []string // what keeps it from being adopted, each with its remedy
+	ConfigFile string            // its postgresql.conf
+	HBAFile    string            // its pg_hba.conf
+	SocketDir  string            // the first of its socket folders; empty when that is not there
+	Port       int               // that it listens on or is configured for
+	HBA        []string          // its lines for clients, without comments; never empty
+	Parameters map[string]string // its own values of settings for which Matriarch would have others
+	Notes      []string          // what its owner has to know, a sentence each
+
+	current bool // the control file knows the timeline
 }
 
-// AdoptCheck looks at the data directory and changes nothing.
+// AdoptCheck looks at the data directory and the server that may run on it, and changes nothing. The error says why it cannot
+// be adopted and what helps.
 func (m *Manager) AdoptCheck(ctx context.Context) (Adoption, error) {
-	if err := m.checkDataDir(); err != nil {
-		return Adoption{}, fmt.Errorf("check for adoption: %w", err)
-	}
-	c, err := m.ControlData(ctx)
+	a, err := m.adoptCheck(ctx)
 	if err != nil {
-		return Adoption{}, fmt.Errorf("check for adoption: %w", err)
-	}
-	a := Adoption{Version: m.tools.Version, SystemID: c.SystemID, Timeline: c.LastTimeline(), ConfigFile: m.foundConfig()}
-	a.InRecovery = exists(filepath.Join(m.cfg.DataDir, "standby.signal")) || strings.Contains(c.State, "recovery")
-	a.PID, a.Running = m.RunningPostmaster()
-	if a.Running {
-		m.askRunning(ctx, &a)
-	}
-	if m.cfg.SystemID != "" && m.cfg.SystemID != a.SystemID {
-		a.Needs = append(a.Needs, fmt.Sprintf("system identifier %s, this group has %s: it belongs to another cluster", a.SystemID, m.cfg.SystemID))
-	}
-	if !c.Checksums && !c.WALLogHints {
-		a.Needs = append(a.Needs, "neither data checksums nor wal_log_hints: pg_rewind cannot work before a restart under Matriarch")
-	}
-	if a.ConfigFile == "" {
-		a.Needs = append(a.Needs, "no postgresql.conf in the data directory: name it with config_file")
-	}
-	if a.Running && !a.CanLogin {
-		a.Needs = append(a.Needs, fmt.Sprintf("superuser %s cannot log in (%s): create it with the given password, or stop the server and adopt it stopped", m.cfg.Superuser, a.LoginError))
+		return Adoption{}, fmt.Errorf("adopt %s: %w", m.cfg.DataDir, err)
 	}
 	return a, nil
 }
 
-// askRunning completes what only the running server knows.
-func (m *Manager) askRunning(ctx context.Context, a *Adoption) {
-	a.SocketDir, a.Port = m.cfg.SocketDir, m.cfg.Port
-	if b, err := os.ReadFile(filepath.Join(m.cfg.DataDir, "postmaster.pid")); err == nil {
-		if p, err := pgconf.ParsePidFile(b); err == nil && p.SocketDir != "" && p.Port != 0 {
-			a.SocketDir, a.Port = p.SocketDir, p.Port
-		}
+func (m *Manager) adoptCheck(ctx context.Context) (Adoption, error) {
+	if err := m.checkDataDir(); err != nil {
+		return Adoption{}, err
 	}
-	c, err := m.connect(ctx, a.SocketDir, a.Port)
+	c, err := m.ControlData(ctx)
 	if err != nil {
-		a.LoginError = reason(err)
-		return
+		return Adoption{}, err
 	}
-	defer closeConn(c)
-	if err := ask(ctx, c, a); err != nil {
-		a.LoginError = reason(err)
-		return
+	a := Adoption{SystemID: c.SystemID, Timeline: c.LastTimeline(), current: true}
+	_, a.Running = m.RunningPostmaster()
+	if err := m.adoptable(c, a.Running); err != nil {
+		return a, err
 	}
-	a.CanLogin = true
+	var s map[string]string
+	if a.Running {
+		s, err = m.askRunning(ctx, &a)
+	} else {
+		s, err = m.askStopped(ctx, &a)
+	}
+	if err != nil {
+		return a, err
+	}
+	if a.HBA, err = clientLines(a.HBAFile); err != nil {
+		return a, err
+	}
+	a.Parameters = m.ownParameters(s)
+	a.Notes = append(m.notes(a, s), m.weakCopies(c)...)
+	return a, nil
 }
 
-func ask(ctx context.Context, c *pgx.Conn, a *Adoption) error {
-	var version int
-	var super bool
-	err := c.QueryRow(ctx, `SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(), current_setting('config_file'),
-		current_setting('is_superuser')::bool`).Scan(&version, &a.InRecovery, &a.ConfigFile, &super)
-	if err != nil {
-		return err
+// adoptable refuses directories that belong to somebody else.
+func (m *Manager) adoptable(c pgconf.ControlData, running bool) error {
+	standby := exists(filepath.Join(m.cfg.DataDir, "standby.signal")) || exists(filepath.Join(m.cfg.DataDir, "recovery.signal"))
+	if !running {
+		standby = standby || c.State == "shut down in recovery" || c.State == "in archive recovery"
 	}
-	a.Version = pgconf.Version(version)
-	if !super {
-		return fmt.Errorf("role is no superuser: ALTER ROLE %s SUPERUSER", pgconf.QuoteIdent(c.Config().User))
+	l, err := m.Local()
+	switch {
+	case err != nil:
+		return err
+	case standby:
+		return errStandby
+	case m.cfg.SystemID != "" && m.cfg.SystemID != c.SystemID:
+		return fmt.Errorf("%w: it has system identifier %s, this group has %s", ErrNotOurs, c.SystemID, m.cfg.SystemID)
+	case l.Unfinished != nil:
+		return fmt.Errorf("%w (%s)", ErrUnfinished, l.Unfinished.Kind)
 	}
 	return nil
+}
+
+var errStandby = errors.New("it is a standby: adopt its primary; this host then joins and clones it")
+
+// asked are the settings of an adopted server that something depends on, besides those in adjustable.
+var asked = []string{
+	"config_file", "hba_file", "port", "unix_socket_directories", "listen_addresses", "wal_level", "max_wal_senders",
+	"max_replication_slots", "shared_preload_libraries", "synchronous_standby_names",
+}
+
+// adjustable are the managed settings that the user may choose.
+func (m *Manager) adjustable() []string {
+	base := pgconf.Settings{Citus: m.cfg.Citus}
+	var out []string
+	for name, v := range base.Managed() {
+		base.Parameters = map[string]string{name: v}
+		if base.Validate() == nil {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// askStopped reads the configuration as the server would at its next start.
+func (m *Manager) askStopped(ctx context.Context, a *Adoption) (map[string]string, error) {
+	if a.ConfigFile = m.foundConfig(); a.ConfigFile == "" {
+		return nil, fmt.Errorf("its postgresql.conf was not found: start it once, or link its configuration to %s", filepath.Join(m.cfg.DataDir, "postgresql.conf"))
+	}
+	s := map[string]string{}
+	for _, name := range append(m.adjustable(), asked...) {
+		args := append([]string{"-D", m.cfg.DataDir}, configArgs(m.cfg.DataDir, a.ConfigFile)...)
+		out, err := m.run(ctx, tool{name: "postgres", args: append(args, "-C", name)})
+		if err != nil {
+			return nil, fmt.Errorf("read its setting %s: %w: correct %s", name, err, a.ConfigFile)
+		}
+		s[name] = strings.TrimSuffix(string(out), "\n")
+	}
+	a.HBAFile = s["hba_file"]
+	a.Port, _ = strconv.Atoi(s["port"])
+	first, _, _ := strings.Cut(s["unix_socket_directories"], ",")
+	first = filepath.Clean(strings.Trim(strings.TrimSpace(first), `"`))
+	if st, err := os.Stat(first); err == nil && st.IsDir() && filepath.IsAbs(first) {
+		a.SocketDir = first
+	}
+	return s, nil
 }
 
 // foundConfig looks for postgresql.conf where it is configured, and in the options of the last start.
@@ -104,10 +143,48 @@ func (m *Manager) foundConfig() string {
 	if err != nil {
 		return ""
 	}
+	dir := false
 	for word := range strings.FieldsSeq(string(b)) {
-		if path, ok := strings.CutPrefix(strings.Trim(word, `"`), "config_file="); ok && exists(path) {
+		word = strings.Trim(word, `"`)
+		path, ok := strings.CutPrefix(strings.TrimPrefix(word, "--"), "config_file=")
+		if dir {
+			path, ok = filepath.Join(word, "postgresql.conf"), true
+		}
+		if ok && exists(path) {
 			return path
 		}
+		dir = word == "-D"
 	}
 	return ""
+}
+
+// ownParameters keeps what the managed file, which is read last, would otherwise change.
+func (m *Manager) ownParameters(s map[string]string) map[string]string {
+	const room = 16 // databases: a value that is enough for one must not be refused for the next
+	managed := pgconf.Settings{Citus: m.cfg.Citus}.Managed()
+	out := map[string]string{}
+	for _, name := range sorted(m.adjustable()) {
+		v := s[name]
+		if v == "" || v == "0" || v == managed[name] {
+			continue
+		}
+		out[name] = v
+		if (pgconf.Settings{Parameters: out, Citus: m.cfg.Citus, Databases: room}).Validate() != nil {
+			delete(out, name)
+		}
+	}
+	return out
+}
+
+// DataSystemID returns the system identifier of the database cluster in a data directory, and "" when the directory is empty or
+// missing. Anything else in it is an error.
+func DataSystemID(dataDir string) (string, error) {
+	empty, err := isEmpty(dataDir)
+	if err != nil || empty {
+		return "", err
+	}
+	if !exists(filepath.Join(dataDir, "PG_VERSION")) {
+		return "", fmt.Errorf("data directory %s is not empty and holds no database cluster: move it away, or name another with --data-dir", dataDir)
+	}
+	return systemIDOf(dataDir)
 }

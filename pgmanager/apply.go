@@ -46,10 +46,12 @@ func (m *Manager) Apply(w Conf) (changed bool, err error) {
 	})
 	c1, err1 := m.replaceIfChanged(m.cfg.hbaFile(), hba, 0o600)
 	c2, err2 := m.replaceIfChanged(m.cfg.managedFile(), pgconf.RenderManaged(s), 0o600)
-	if err := errors.Join(err1, err2); err != nil {
-		return c1 || c2, fmt.Errorf("apply settings: %w", err)
+	c3, err3 := m.keepAdopted(w)
+	changed = c1 || c2 || c3
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return changed, fmt.Errorf("apply settings: %w", err)
 	}
-	return c1 || c2, nil
+	return changed, nil
 }
 
 // lastApplied reads back what Apply wrote last.

@@ -90,7 +90,7 @@ func TestCloneSetsTheOldDirectoryAside(t *testing.T) {
 	if _, err := s.StartCommand(s.ctx()); !errors.Is(err, ErrUnfinished) {
 		t.Fatalf("start of an unfinished clone: %v", err)
 	}
-	if err := s.Rewind(s.ctx(), p.upstream(s, epoch(1)), 1); !errors.Is(err, ErrUnfinished) {
+	if err := s.Rewind(s.ctx(), p.upstream(s, epoch(1)), 1, nil); !errors.Is(err, ErrUnfinished) {
 		t.Fatalf("rewind of an unfinished clone: %v", err)
 	}
 
@@ -151,7 +151,7 @@ func rewindAfter(t *testing.T, sig syscall.Signal) {
 	}
 
 	a.must(a.ensureSignal(a.cfg.DataDir)) // as left behind by a start that failed
-	if err := a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork); err != nil {
+	if err := a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil); err != nil {
 		t.Fatal(err)
 	}
 	l, err := a.Local()
@@ -190,7 +190,7 @@ func TestFailedRewindLeavesTheMark(t *testing.T) {
 	b.must(err)
 	n := a.tools
 	a.tools.Dir = toolsWith(t, n, "pg_rewind", "#!/bin/sh\nrm -f \"${1#--target-pgdata=}/standby.signal\"\necho broke in the middle >&2\nexit 1\n")
-	err = a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork)
+	err = a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil)
 	contains(t, err, "pg_rewind", "broke in the middle")
 	a.tools = n
 	if _, err := a.StartCommand(a.ctx()); !errors.Is(err, ErrUnfinished) {
@@ -283,27 +283,4 @@ func TestRaisedLimits(t *testing.T) {
 		t.Fatalf("command: %q", s.Argv)
 	}
 	n.start() // with 25 the standby would refuse its own log
-}
-
-func TestAdoptCheck(t *testing.T) {
-	n := primary(t)
-	a, err := n.AdoptCheck(n.ctx())
-	n.must(err)
-	if !a.Running || !a.CanLogin || a.InRecovery || a.Port != n.cfg.Port || len(a.Needs) != 0 || a.ConfigFile == "" {
-		t.Fatalf("running: %+v", a)
-	}
-	good := n.cfg.SuperuserPassword
-	n.cfg.SuperuserPassword, n.cfg.SystemID = "wrong", "42"
-	a, err = n.AdoptCheck(n.ctx())
-	n.must(err)
-	if a.CanLogin || len(a.Needs) != 2 || !strings.Contains(strings.Join(a.Needs, "\n"), "belongs to another cluster") {
-		t.Fatalf("wrong password, wrong group: %+v", a)
-	}
-	n.cfg.SuperuserPassword, n.cfg.SystemID = good, ""
-	n.end(syscall.SIGINT)
-	a, err = n.AdoptCheck(n.ctx())
-	n.must(err)
-	if a.Running || len(a.Needs) != 0 || a.Timeline != 2 || a.InRecovery {
-		t.Fatalf("stopped: %+v", a)
-	}
 }

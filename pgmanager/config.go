@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 
@@ -61,6 +62,8 @@ type Manager struct {
 
 	localMu sync.Mutex // guards local.json
 
+	catchingUp atomic.Bool // a rewound server may be started, to end its rewind
+
 	connMu  sync.Mutex // guards the fields below
 	conn    *pgx.Conn  // Observe's own
 	pending []string   // last seen settings that wait for a restart
@@ -75,11 +78,17 @@ func New(cfg Config, log *slog.Logger) (*Manager, error) {
 	if cfg.ListenAddresses == "" {
 		cfg.ListenAddresses = cfg.Host
 	}
+	a, err := readAdopted(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.ConfigFile == "" {
+		cfg.ConfigFile = a.ConfigFile
+	}
 	if cfg.ConfigFile == "" {
 		cfg.ConfigFile = filepath.Join(cfg.DataDir, "postgresql.conf")
 	}
 	m := &Manager{cfg: cfg, log: log}
-	var err error
 	if m.tools, err = findFor(cfg.BinDir, m.dataMajor()); err != nil {
 		return nil, err
 	}

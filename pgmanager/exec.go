@@ -23,6 +23,7 @@ type tool struct {
 	name   string
 	args   []string
 	env    []string
+	in     string       // stdin
 	onLine func(string) // every line of stderr
 }
 
@@ -39,6 +40,9 @@ func (m *Manager) run(ctx context.Context, t tool) ([]byte, error) {
 	var out bytes.Buffer
 	tail := &tailWriter{onLine: t.onLine}
 	cmd.Stdout, cmd.Stderr = &out, tail
+	if t.in != "" {
+		cmd.Stdin = strings.NewReader(t.in)
+	}
 	runtime.LockOSThread() // the death signal is sent when the forking thread ends
 	defer runtime.UnlockOSThread()
 	err := cmd.Run()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync/atomic"
 
@@ -39,7 +40,7 @@ func (m *Manager) PromotionPoint(ctx context.Context) (tl, parent fsm.Timeline, 
 }
 
 // FirstCommit writes a mark of the epoch into the log as a synchronous transaction and returns a position at or behind its
-// commit. It waits for the synchronous standbys until ctx ends; a wait that is broken off in any way is an error, with
+// commit. Before it, the timeline is recorded as the epoch's: an adopted server goes on with the one that it has. It waits for the synchronous standbys until ctx ends; a wait that is broken off in any way is an error, with
 // ErrNotConfirmed when the commit itself was done.
 func (m *Manager) FirstCommit(ctx context.Context, e fsm.Epoch) (fsm.LSN, error) {
 	lsn, err := m.firstCommit(ctx, e)
@@ -68,6 +69,9 @@ func (m *Manager) firstCommit(ctx context.Context, e fsm.Epoch) (lsn fsm.LSN, er
 		return 0, err
 	}
 	defer closeConn(c)
+	if err := m.ownTimeline(ctx, c, e); err != nil {
+		return 0, err
+	}
 	tx, err := c.Begin(ctx)
 	if err != nil {
 		return 0, err
@@ -87,6 +91,23 @@ func (m *Manager) firstCommit(ctx context.Context, e fsm.Epoch) (lsn fsm.LSN, er
 		return 0, err
 	}
 	return fsm.ParseLSN(text)
+}
+
+// ownTimeline records that the timeline written to is of this epoch.
+func (m *Manager) ownTimeline(ctx context.Context, c *pgx.Conn, e fsm.Epoch) error {
+	var segment string
+	if err := c.QueryRow(ctx, "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)").Scan(&segment); err != nil {
+		return err
+	}
+	tl, err := strconv.ParseUint(segment, 16, 32)
+	if err != nil {
+		return fmt.Errorf("read the timeline: %w", err)
+	}
+	l, err := m.Local()
+	if have, ok := l.Lineage[fsm.Timeline(tl)]; err != nil || (ok && have == e) {
+		return err
+	}
+	return m.SetLineage(fsm.Timeline(tl), e)
 }
 
 // Checkpoint runs a checkpoint (on a standby a restart point) and waits for its end.

@@ -2,6 +2,7 @@ package pgmanager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -25,7 +26,7 @@ type Start struct {
 // another owner or version and, with ErrUnfinished, one under construction. Apply has to have written the managed files;
 // where it has not, a closed configuration without upstream is written.
 func (m *Manager) StartCommand(ctx context.Context) (Start, error) {
-	if err := m.prepareStart(); err != nil {
+	if err := m.prepareStart(ctx); err != nil {
 		return Start{}, fmt.Errorf("prepare the start: %w", err)
 	}
 	argv := append([]string{m.tools.Path("postgres"), "-D", m.cfg.DataDir}, m.configFileArgs()...)
@@ -42,7 +43,7 @@ func (m *Manager) StartCommand(ctx context.Context) (Start, error) {
 	}, nil
 }
 
-func (m *Manager) prepareStart() error {
+func (m *Manager) prepareStart(ctx context.Context) error {
 	if err := m.checkDataDir(); err != nil {
 		return err
 	}
@@ -50,7 +51,7 @@ func (m *Manager) prepareStart() error {
 	if err != nil {
 		return err
 	}
-	if l.Unfinished != nil {
+	if l.Unfinished != nil && !m.catchingUp.Load() {
 		return fmt.Errorf("%w (%s since %s): clone again", ErrUnfinished, l.Unfinished.Kind, l.Unfinished.Since.Format(time.RFC3339))
 	}
 	if pid, ok := m.RunningPostmaster(); ok {
@@ -64,15 +65,20 @@ func (m *Manager) prepareStart() error {
 			return err
 		}
 	}
+	if err := errors.Join(m.leaveHBA(), m.leaveMinimal(ctx)); err != nil {
+		return err
+	}
 	return m.makeStandby(m.cfg.DataDir)
 }
 
 // configFileArgs names a postgresql.conf outside of the data directory; such a file may name another data directory too.
-func (m *Manager) configFileArgs() []string {
-	if m.cfg.ConfigFile == filepath.Join(m.cfg.DataDir, "postgresql.conf") {
+func (m *Manager) configFileArgs() []string { return configArgs(m.cfg.DataDir, m.cfg.ConfigFile) }
+
+func configArgs(dataDir, configFile string) []string {
+	if configFile == filepath.Join(dataDir, "postgresql.conf") {
 		return nil
 	}
-	return []string{"-c", "config_file=" + m.cfg.ConfigFile, "-c", "data_directory=" + m.cfg.DataDir}
+	return []string{"-c", "config_file=" + configFile, "-c", "data_directory=" + dataDir}
 }
 
 // limits are the settings that a standby needs at least as high as the primary that wrote its log, which the control file
