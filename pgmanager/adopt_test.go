@@ -32,7 +32,9 @@ func users(t *testing.T, conf ...string) *node {
 		"max_connections = 60", "shared_buffers = 16MB", "log_statement = all",
 	}, conf...)
 	n.edit("postgresql.conf", func(old string) string { return old + strings.Join(conf, "\n") + "\n" })
-	n.edit("pg_hba.conf", func(old string) string { return "# an application\nhost all app 127.0.0.0/8 md5 # with its password\n" + old })
+	n.edit("pg_hba.conf", func(old string) string {
+		return "# an application\nhost all app 127.0.0.0/8 md5 # with its password\n" + old
+	})
 	return n
 }
 

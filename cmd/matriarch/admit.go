@@ -72,8 +72,20 @@ func checkNewcomer(s *fsm.State, r transport.JoinRequest, now time.Time) error {
 			return refusal("the new host has PostgreSQL %d, group %d runs %d (%s): a group needs one major version; name the right one with --pg-bin", r.PGVersion, r.Group, have, m.Name)
 		}
 	}
-	if g := s.Groups[fsm.GroupID(r.Group)]; r.SystemID != "" && g.SystemID != "" && r.SystemID != g.SystemID {
-		return refusal("the new host's data directory has system identifier %s, group %d has %s: it belongs to another database cluster", r.SystemID, r.Group, g.SystemID)
+	return checkData(s, r)
+}
+
+// checkData refuses data that is not this group's. A node that is known already may repeat its join with what it made itself.
+func checkData(s *fsm.State, r transport.JoinRequest) error {
+	_, known := s.Nodes[fsm.NodeID(r.NodeID)]
+	id := s.Groups[fsm.GroupID(r.Group)].SystemID
+	switch {
+	case r.SystemID == "" || r.SystemID == id:
+		return nil
+	case id != "":
+		return refusal("the new host's data directory has system identifier %s, group %d has %s: it belongs to another database cluster; move it away, and this host clones", r.SystemID, r.Group, id)
+	case !known:
+		return refusal("group %d has no data yet and the new host's data directory holds a database cluster (system identifier %s): move it away, or take it over as a new cluster with `matriarch bootstrap --adopt`", r.Group, r.SystemID)
 	}
 	return nil
 }
@@ -106,9 +118,13 @@ func (n *node) welcome(r transport.JoinRequest) (transport.JoinResponse, error) 
 	if err != nil {
 		return out, err
 	}
+	settings, err := accessOf(n.cfg)
+	if err != nil {
+		return out, err
+	}
 	s := n.consensus.State()
 	out = transport.JoinResponse{
-		ClusterID: n.id.ClusterID, Incarnation: s.Cluster.Incarnation, CertPEM: cert, CAPEM: ca.CertPEM(), CAKeyPEM: key, Secrets: secrets, ServerTime: time.Now(),
+		ClusterID: n.id.ClusterID, Incarnation: s.Cluster.Incarnation, CertPEM: cert, CAPEM: ca.CertPEM(), CAKeyPEM: key, Secrets: secrets, Settings: settings, ServerTime: time.Now(),
 	}
 	for _, p := range peersOf(s) {
 		out.Peers = append(out.Peers, transport.PeerAddr{NodeID: string(p.ID), Name: p.Name, Addr: p.Addr})

@@ -56,8 +56,7 @@ func bootstrap(c *cli.Context) error {
 	if _, err := os.Stat(c.String("config")); err == nil {
 		return fmt.Errorf("%s exists: bootstrap writes this file; move it away, or name another with --config", c.String("config"))
 	}
-	tools, err := checkHost(cfg)
-	if err != nil {
+	if _, err := checkHost(cfg); err != nil {
 		return err
 	}
 	full := cfg.Complete()
@@ -75,7 +74,7 @@ func bootstrap(c *cli.Context) error {
 		return err
 	}
 	if c.Bool("adopt") {
-		if err := adoptExisting(c.Context, cfg.Complete(), dir, tools); err != nil {
+		if err := adoptExisting(c, &cfg, dir); err != nil {
 			return errors.Join(err, m.undo(dir))
 		}
 	}

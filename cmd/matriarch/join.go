@@ -75,9 +75,16 @@ func join(c *cli.Context) error {
 	cfg.Node.ID = again
 	ctx, cancel := context.WithTimeout(c.Context, joinLimit)
 	defer cancel()
-	res, err := transport.Join(ctx, transport.TCP{Source: sourceIP(cfg.Listen)}, addr, token, joinRequest(cfg.Complete(), d, tools.Version.Major()))
+	req := joinRequest(cfg.Complete(), d, tools.Version.Major())
+	if req.SystemID, err = pgmanager.DataSystemID(cfg.Complete().PostgreSQL.DataDir); err != nil {
+		return err
+	}
+	res, err := transport.Join(ctx, transport.TCP{Source: sourceIP(cfg.Listen)}, addr, token, req)
 	if err != nil {
 		return fmt.Errorf("join at %s: %w", addr, err)
+	}
+	if err := takeAccess(&cfg, res.Settings); err != nil {
+		return err
 	}
 	if err := enter(dir, cfg, d, res); err != nil {
 		return err
