@@ -9,10 +9,12 @@ import (
 )
 
 // EnsureDatabase makes, on one primary, the database, the extension, the conductor's table and the password with which the
-// nodes log in to each other. What is there already stays. The server must have citus in shared_preload_libraries.
-func (p *Pool) EnsureDatabase(ctx context.Context, addr Addr, database string) error {
+// nodes log in to each other. What is there already stays. The server must have citus in shared_preload_libraries. Reconcile
+// does it where it finds something missing. The error is ErrDeposed when the database has seen a higher term.
+func (p *Pool) EnsureDatabase(ctx context.Context, term uint64, addr Addr, database string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.serve(term)
 	return p.ensureDatabase(ctx, addr, database)
 }
 

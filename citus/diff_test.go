@@ -123,6 +123,12 @@ func TestDiff(t *testing.T) {
 			w.Primaries[3] = Primary{Addr: addr("w3")}
 			a[3] = Actual{Missing: true}
 		}, []Step{CreateExtension{3}}},
+		{"extension dropped", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 2, func(x *Actual) { *x = Actual{Timeline: 1} })
+		}, []Step{CreateExtension{2}}},
+		{"password or table of the conductor missing", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 2, func(x *Actual) { x.Ready = false })
+		}, []Step{CreateExtension{2}}},
 		{"new group while a metadata node is silent", func(w *Wanted, a map[fsm.GroupID]Actual) {
 			w.Primaries[3] = Primary{Addr: addr("w3")}
 			a[3] = Actual{Extension: "13.2-1", Ready: true}
@@ -210,6 +216,33 @@ func TestProblems(t *testing.T) {
 			tt.do(&w, a)
 			if got := Problems(w, a); len(got) != tt.want {
 				t.Errorf("problems %q, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestProven(t *testing.T) {
+	tests := []struct {
+		name string
+		do   func(*Wanted, map[fsm.GroupID]Actual)
+		want bool
+	}{
+		{"all primaries", func(*Wanted, map[fsm.GroupID]Actual) {}, true},
+		{"row elsewhere", func(w *Wanted, _ map[fsm.GroupID]Actual) { w.Primaries[1] = Primary{Addr: addr("w1b"), Timeline: 1} }, false},
+		{"group without primary", func(w *Wanted, _ map[fsm.GroupID]Actual) { w.Primaries[1] = Primary{} }, false},
+		{"unknown group", func(w *Wanted, _ map[fsm.GroupID]Actual) { delete(w.Primaries, 1) }, false},
+		{"promotion not recorded", func(w *Wanted, _ map[fsm.GroupID]Actual) { w.Primaries[1] = Primary{Addr: addr("w1")} }, false},
+		{"silent", func(_ *Wanted, a map[fsm.GroupID]Actual) { delete(a, 1) }, false},
+		{"in recovery", func(_ *Wanted, a map[fsm.GroupID]Actual) { edit(a, 1, func(x *Actual) { x.InRecovery = true }) }, false},
+		{"promoted once more", func(_ *Wanted, a map[fsm.GroupID]Actual) { edit(a, 1, func(x *Actual) { x.Timeline = 2 }) }, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w, a := formation()
+			rows := a[0].Rows
+			tt.do(&w, a)
+			if got := proven(w, rows, a); got != tt.want {
+				t.Errorf("proven is %v, want %v", got, tt.want)
 			}
 		})
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,8 +39,9 @@ type Pool struct {
 
 	mu       sync.Mutex // one Reconcile or EnsureDatabase at a time
 	term     uint64
-	sessions map[place]*session
 	recovery map[string]recovered // by database
+	smu      sync.Mutex           // the map below, within one Reconcile
+	sessions map[place]*session
 
 	beforeRecovery func() // for tests: called between the first look at the primaries and a recovery
 }
@@ -93,39 +93,33 @@ func (p *Pool) serve(term uint64) {
 	}
 }
 
-// open dials the places that have no living session, all at once, and returns what failed by place.
-func (p *Pool) open(ctx context.Context, places []place) map[place]error {
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	failed := map[place]error{}
-	missing := slices.DeleteFunc(slices.Clone(places), func(at place) bool {
-		s := p.sessions[at]
-		return s != nil && !s.IsClosed()
-	})
-	for _, at := range missing {
-		wg.Go(func() {
-			c, err := p.dial(ctx, at.addr, at.database)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				failed[at] = err
-				return
-			}
-			p.sessions[at] = &session{Conn: c, fresh: true}
-		})
+// session returns the living session of a place or opens one.
+func (p *Pool) session(ctx context.Context, at place) (*session, error) {
+	p.smu.Lock()
+	s := p.sessions[at]
+	p.smu.Unlock()
+	if s != nil && !s.IsClosed() {
+		return s, nil
 	}
-	wg.Wait()
-	return failed
+	c, err := p.dial(ctx, at.addr, at.database)
+	if err != nil {
+		return nil, err
+	}
+	s = &session{Conn: c, fresh: true}
+	p.smu.Lock()
+	p.sessions[at] = s
+	p.smu.Unlock()
+	return s, nil
 }
 
-// keepOnly ends the sessions of a database that lead elsewhere.
-func (p *Pool) keepOnly(database string, places []place) {
+// keepOnly ends the sessions of a database that lead where nobody is wanted any more.
+func (p *Pool) keepOnly(want Wanted) {
 	keep := map[place]bool{}
-	for _, at := range places {
+	for _, at := range want.places() {
 		keep[at] = true
 	}
 	for at, s := range p.sessions {
-		if at.database == database && !keep[at] {
+		if at.database == want.Database && !keep[at] {
 			closeConn(s.Conn)
 			delete(p.sessions, at)
 		}

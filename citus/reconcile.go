@@ -45,7 +45,7 @@ func (p *Pool) Reconcile(ctx context.Context, term uint64, want Wanted) (Report,
 	p.serve(term)
 	r := round{Pool: p, want: want, report: Report{Database: want.Database}}
 	r.want.Recover = want.Recover || p.recoveryDue(want)
-	r.observe(ctx)
+	r.meet(ctx)
 	steps := Diff(r.want, r.seen)
 	r.report.Problems = Problems(r.want, r.seen)
 	r.apply(ctx, steps)
@@ -72,29 +72,32 @@ func (r *round) fail(err error) {
 	}
 }
 
-// observe opens what is missing, settles a coordinator not met before, and looks at everybody.
-func (r *round) observe(ctx context.Context) {
-	places := r.want.places()
-	all := make([]place, 0, len(places))
-	for _, at := range places {
-		all = append(all, at)
-	}
-	r.keepOnly(r.want.Database, all)
-	if at, ok := places[0]; ok {
-		sctx, cancel := context.WithTimeout(ctx, memberTimeout)
-		// Nobody waits for the workers before the coordinator's rows are right.
-		if r.open(sctx, []place{at})[at] == nil && r.sessions[at].fresh {
-			var err error
-			r.settled, err = r.settle(sctx, r.sessions[at], r.want)
-			r.fail(err)
-		}
-		cancel()
-	}
+// meet looks at everybody at once. A coordinator that is new to the pool is settled on the way.
+func (r *round) meet(ctx context.Context) {
+	r.keepOnly(r.want)
 	var failed map[fsm.GroupID]error
-	r.seen, failed = r.look(ctx, r.want, nil)
+	r.seen, failed = r.look(ctx, r.want, func(ctx context.Context, g fsm.GroupID, at place) (Actual, error) {
+		if g == 0 {
+			if err := r.meetCoordinator(ctx, at); err != nil {
+				return Actual{}, err
+			}
+		}
+		return r.observe(ctx, at)
+	})
 	for _, g := range r.want.groups() {
 		r.fail(failed[g])
 	}
+}
+
+func (r *round) meetCoordinator(ctx context.Context, at place) error {
+	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
+	defer cancel()
+	s, err := r.session(ctx, at)
+	if err != nil || !s.fresh {
+		return err
+	}
+	r.settled, err = r.settle(ctx, s, r.want)
+	return err
 }
 
 // apply runs the steps: extensions and rows on all nodes at once, then members and recovery one by one.
@@ -140,7 +143,11 @@ func (r *round) create(ctx context.Context, s CreateExtension) error {
 func (r *round) transact(ctx context.Context, g fsm.GroupID, durable bool, steps ...Step) error {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
-	err := r.write(ctx, r.sessions[r.want.places()[g]], durable, func(tx pgx.Tx) error {
+	s, err := r.session(ctx, r.want.places()[g])
+	if err != nil {
+		return fmt.Errorf("write metadata on group %d: %w", g, err)
+	}
+	err = r.write(ctx, s, durable, func(tx pgx.Tx) error {
 		for _, s := range steps {
 			if err := run(ctx, tx, s); err != nil {
 				return err

@@ -49,7 +49,7 @@ func TestRegister(t *testing.T) {
 	if after := f.agreed(); !maps.Equal(before, after) {
 		t.Errorf("ids changed: %v, %v", before, after)
 	}
-	if err := f.pool.EnsureDatabase(t.Context(), f.servers[1].addr, appDB); err != nil {
+	if err := f.pool.EnsureDatabase(t.Context(), f.term, f.servers[1].addr, appDB); err != nil {
 		t.Errorf("repeated: %v", err)
 	}
 	for g, s := range f.servers {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,9 +22,12 @@ var errUnproven = errors.New("a primary row may lead to a server in recovery")
 func (p *Pool) recoverPrepared(ctx context.Context, want Wanted, g fsm.GroupID, seen map[fsm.GroupID]Actual) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
-	s := p.sessions[want.places()[g]]
+	s, err := p.session(ctx, want.places()[g])
+	if err != nil {
+		return 0, fmt.Errorf("recover prepared transactions of group %d: %w", g, err)
+	}
 	n := 0
-	err := p.write(ctx, s, false, func(tx pgx.Tx) error {
+	err = p.write(ctx, s, false, func(tx pgx.Tx) error {
 		a, err := Observe(ctx, tx)
 		if err != nil {
 			return err
@@ -40,7 +41,12 @@ func (p *Pool) recoverPrepared(ctx context.Context, want Wanted, g fsm.GroupID, 
 		if err := tx.QueryRow(ctx, "SELECT recover_prepared_transactions()").Scan(&n); err != nil {
 			return err
 		}
-		again, _ := p.look(ctx, want, map[fsm.GroupID]Querier{g: tx})
+		again, _ := p.look(ctx, want, func(ctx context.Context, of fsm.GroupID, at place) (Actual, error) {
+			if of == g {
+				return Observe(ctx, tx)
+			}
+			return p.observe(ctx, at)
+		})
 		if !proven(want, a.Rows, again) {
 			return errUnproven
 		}
@@ -52,25 +58,15 @@ func (p *Pool) recoverPrepared(ctx context.Context, want Wanted, g fsm.GroupID, 
 	return n, nil
 }
 
-// look observes all primaries at once, some through a transaction that is open on them. A group that does not answer in time
-// is missing in the result and named in the errors.
-func (p *Pool) look(ctx context.Context, want Wanted, inside map[fsm.GroupID]Querier) (map[fsm.GroupID]Actual, map[fsm.GroupID]error) {
-	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
-	defer cancel()
-	places := want.places()
-	failed := map[fsm.GroupID]error{}
-	unopened := p.open(ctx, slices.Collect(maps.Values(places)))
+// look asks all primaries at once. A group that does not answer is missing in the result and named in the errors.
+func (p *Pool) look(ctx context.Context, want Wanted, ask func(context.Context, fsm.GroupID, place) (Actual, error),
+) (map[fsm.GroupID]Actual, map[fsm.GroupID]error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	seen := map[fsm.GroupID]Actual{}
-	for g, at := range places {
+	seen, failed := map[fsm.GroupID]Actual{}, map[fsm.GroupID]error{}
+	for g, at := range want.places() {
 		wg.Go(func() {
-			a, err := Actual{}, unopened[at]
-			if q := inside[g]; q != nil {
-				a, err = Observe(ctx, q)
-			} else if err == nil {
-				a, err = Observe(ctx, p.sessions[at])
-			}
+			a, err := ask(ctx, g, at)
 			const noDatabase = "3D000"
 			if sqlState(err) == noDatabase {
 				a, err = Actual{Missing: true}, nil
@@ -86,6 +82,17 @@ func (p *Pool) look(ctx context.Context, want Wanted, inside map[fsm.GroupID]Que
 	}
 	wg.Wait()
 	return seen, failed
+}
+
+// observe asks one primary through its session.
+func (p *Pool) observe(ctx context.Context, at place) (Actual, error) {
+	s, err := p.session(ctx, at)
+	if err != nil {
+		return Actual{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
+	return Observe(ctx, s)
 }
 
 // recoveryDue reports whether some primary is another than at the last recovery, or that was long ago.
