@@ -32,55 +32,65 @@ func (p *program) demoVerb() *cli.Command {
 			}
 			return p.demo(c, func(ctx context.Context, d *demo.Demo) error { return d.Show(ctx, c.Bool("keep")) })
 		},
-		Subcommands: []*cli.Command{
-			{
-				Name: "up", Usage: "start all nodes and wait until they are healthy",
-				Description: "Makes the nodes by the same verbs that real hosts use.\nExample:\n   matriarch demo up --dir /var/tmp/demo",
-				Flags:       demoFlags(keep("start the nodes that are in the directory already")),
-				Action: p.demoDo(func(ctx context.Context, c *cli.Context, d *demo.Demo) error {
-					took, err := d.Up(ctx, c.Bool("keep"))
-					switch {
-					case errors.Is(err, demo.ErrExists):
-						return err
-					case err != nil:
-						return fmt.Errorf("%w; 'matriarch demo down' ends what was started", err)
-					}
-					fmt.Fprintf(p.err, "all nodes are healthy and registered after %.1f s\n", took.Seconds())
-					return nil
-				}),
-			},
-			{
-				Name: "down", Usage: "end all nodes and remove their directory",
-				Description: "Kills whatever runs. With --keep it stops everything in good order and leaves the files.\nExample:\n   matriarch demo down",
-				Flags:       demoFlags(keep("stop in good order and keep the files, for 'up --keep'")),
-				Action: p.demoDo(func(ctx context.Context, c *cli.Context, d *demo.Demo) error {
-					return d.Down(ctx, c.Bool("keep"))
-				}),
-			},
-			{
-				Name: "status", Usage: "show where everything is and what runs",
-				Description: "Shows per node its group, address, directories, log and the pids of agent, sentinel and postmaster (0: it does not run).\nExample:\n   matriarch demo status --output json",
-				Flags:       demoFlags(),
-				Action:      p.demoStatus,
-			},
-			p.demoNodeVerb("start", "start a node", "Starts the agent, which starts the rest.\nExample:\n   matriarch demo start work1-1", nil,
-				func(_ context.Context, _ *cli.Context, d *demo.Demo, node string) error { return d.Start(node) }),
-			p.demoNodeVerb("stop", "stop a node in good order", "Stops PostgreSQL, then agent and sentinel.\nExample:\n   matriarch demo stop work1-1", nil,
-				func(ctx context.Context, _ *cli.Context, d *demo.Demo, node string) error { return d.Stop(ctx, node) }),
-			p.demoNodeVerb("kill", "kill a node with SIGKILL", "Kills everything of the node in one go: agent, sentinel, postmaster and all its processes.\n"+
-				"Example:\n   matriarch demo kill work1-1\n   matriarch demo kill work1-1 --only postmaster",
-				[]cli.Flag{&cli.StringFlag{Name: "only", Usage: "kill one process: `agent`, sentinel or postmaster"}},
-				func(_ context.Context, c *cli.Context, d *demo.Demo, node string) error {
-					return d.Kill(node, c.String("only"))
-				}),
-			{
-				Name: "measure", Usage: "repeat the outages and print medians",
-				Description: "Each run starts a new formation, watches it idle, kills the postmaster of a worker's primary, then that whole node, then the coordinator's\n" +
-					"primary node, all under writes. Takes about a minute a run.\nExample:\n   matriarch demo measure --runs 5 --output json",
-				Flags:  demoFlags(&cli.IntFlag{Name: "runs", Usage: "how many", Value: 5}),
-				Action: p.demoMeasure,
-			},
+		Subcommands: append(p.demoVerbs(keep), p.demoNodeVerbs()...),
+	}
+}
+
+// demoVerbs concern the demo as a whole.
+func (p *program) demoVerbs(keep func(usage string) cli.Flag) []*cli.Command {
+	return []*cli.Command{
+		{
+			Name: "up", Usage: "start all nodes and wait until they are healthy",
+			Description: "Makes the nodes by the same verbs that real hosts use.\nExample:\n   matriarch demo up --dir /var/tmp/demo",
+			Flags:       demoFlags(keep("start the nodes that are in the directory already")),
+			Action: p.demoDo(func(ctx context.Context, c *cli.Context, d *demo.Demo) error {
+				took, err := d.Up(ctx, c.Bool("keep"))
+				switch {
+				case errors.Is(err, demo.ErrExists):
+					return err
+				case err != nil:
+					return fmt.Errorf("%w; 'matriarch demo down' ends what was started", err)
+				}
+				fmt.Fprintf(p.err, "all nodes are healthy and registered after %.1f s\n", took.Seconds())
+				return nil
+			}),
 		},
+		{
+			Name: "down", Usage: "end all nodes and remove their directory",
+			Description: "Kills whatever runs. With --keep it stops everything in good order and leaves the files.\nExample:\n   matriarch demo down",
+			Flags:       demoFlags(keep("stop in good order and keep the files, for 'up --keep'")),
+			Action: p.demoDo(func(ctx context.Context, c *cli.Context, d *demo.Demo) error {
+				return d.Down(ctx, c.Bool("keep"))
+			}),
+		},
+		{
+			Name: "status", Usage: "show where everything is and what runs",
+			Description: "Shows per node its group, address, directories, log and the pids of agent, sentinel and postmaster (0: it does not run).\nExample:\n   matriarch demo status --output json",
+			Flags:       demoFlags(),
+			Action:      p.demoStatus,
+		},
+		{
+			Name: "measure", Usage: "repeat the outages and print medians",
+			Description: "Each run starts a new formation, watches it idle, kills the postmaster of a worker's primary, then that whole node, then the coordinator's\n" +
+				"primary node, all under writes. Takes about a minute a run.\nExample:\n   matriarch demo measure --runs 5 --output json",
+			Flags:  demoFlags(&cli.IntFlag{Name: "runs", Usage: "how many", Value: 5}),
+			Action: p.demoMeasure,
+		},
+	}
+}
+
+func (p *program) demoNodeVerbs() []*cli.Command {
+	return []*cli.Command{
+		p.demoNodeVerb("start", "start a node", "Starts the agent, which starts the rest.\nExample:\n   matriarch demo start work1-1", nil,
+			func(_ context.Context, _ *cli.Context, d *demo.Demo, node string) error { return d.Start(node) }),
+		p.demoNodeVerb("stop", "stop a node in good order", "Stops PostgreSQL, then agent and sentinel.\nExample:\n   matriarch demo stop work1-1", nil,
+			func(ctx context.Context, _ *cli.Context, d *demo.Demo, node string) error { return d.Stop(ctx, node) }),
+		p.demoNodeVerb("kill", "kill a node with SIGKILL", "Kills everything of the node in one go: agent, sentinel, postmaster and all its processes.\n"+
+			"Example:\n   matriarch demo kill work1-1\n   matriarch demo kill work1-1 --only postmaster",
+			[]cli.Flag{&cli.StringFlag{Name: "only", Usage: "kill one process: `agent`, sentinel or postmaster"}},
+			func(_ context.Context, c *cli.Context, d *demo.Demo, node string) error {
+				return d.Kill(node, c.String("only"))
+			}),
 	}
 }
 
