@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"matriarch/pgmanager/pgconf"
 )
@@ -98,6 +99,14 @@ func (m *Manager) EnsureDatabase(ctx context.Context, name string) error {
 			return err
 		}
 		_, err := c.Exec(ctx, "CREATE DATABASE "+pgconf.QuoteIdent(name))
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && (pg.Code == duplicateDatabase || pg.Code == uniqueViolation) {
+			return nil // another session was quicker
+		}
 		return err
 	})
 }
+
+const (
+	duplicateDatabase = "42P04"
+	uniqueViolation   = "23505"
+)

@@ -166,7 +166,7 @@ func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	hands := instance.NewPostgres(n.pg, pgcfg, func() int { return n.sentinel.Status().Postmaster }, n.log)
+	hands := instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.log)
 	n.agent = agent.New(agent.Config{
 		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: hands, Sentinel: n.sentinel, Clock: clock, Log: n.log, Decided: n.nodeDecided,
 	})
@@ -236,7 +236,7 @@ func (n *node) stopPostgres() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
 	if err := n.agent.Stop(ctx); err != nil {
-		return fmt.Errorf("stop PostgreSQL: %w", err)
+		n.log.Warn("not everything could be ended in good order", "error", err)
 	}
 	return n.sentinel.Shutdown(ctx)
 }
