@@ -16,16 +16,18 @@ import (
 )
 
 // Rewind takes back what this stopped server wrote behind from, the point where its history left that of up, and makes it
-// a standby of up. The log from there on is copied to RunDir/set-aside first. up has to be a primary. After a failure the
-// mark stays and only Clone helps.
-func (m *Manager) Rewind(ctx context.Context, up Upstream, from fsm.LSN) error {
-	if err := m.rewind(ctx, up, from); err != nil {
+// a standby of up. The log from there on is copied to RunDir/set-aside first. up has to be a primary. Files that up changes
+// meanwhile are only right again with the log up to the end of the copy, which may be missing here: catchUp has to start the
+// server as a standby of up and return once it answers. Nil leaves that out, for an up that nobody writes to. After a
+// failure the mark stays and only Clone helps.
+func (m *Manager) Rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp func(context.Context) error) error {
+	if err := m.rewind(ctx, up, from, catchUp); err != nil {
 		return fmt.Errorf("rewind to %s: %w", up.address(), err)
 	}
 	return nil
 }
 
-func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN) error {
+func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp func(context.Context) error) error {
 	if err := m.checkDataDir(); err != nil {
 		return err
 	}
@@ -60,6 +62,13 @@ func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN) error {
 	}
 	if err := m.makeStandby(m.cfg.DataDir); err != nil {
 		return err
+	}
+	if catchUp != nil {
+		m.catchingUp.Store(true)
+		defer m.catchingUp.Store(false)
+		if err := catchUp(ctx); err != nil {
+			return fmt.Errorf("catch up with the source: %w", err)
+		}
 	}
 	if err := m.finish(src.systemID, src.timeline, up.Epoch, src.history.Entries); err != nil {
 		return err

@@ -182,6 +182,13 @@ func (a *Agent) killAll(ctx context.Context) error {
 }
 
 func (a *Agent) announce(ctx context.Context, r Roster) error {
+	s, err := a.cfg.Control.Read(ctx) // a starting node replays the past, in which the group had no data yet
+	if err != nil {
+		return fmt.Errorf("read the newest state first: %w", err)
+	}
+	if g := s.Groups[r.Group.ID]; g.SystemID != "" || g.ClaimedBy != r.Self {
+		return errNotYet
+	}
 	id, tl, err := a.cfg.Postgres.Identify(ctx)
 	if err != nil {
 		return fmt.Errorf("identify the data directory: %w", err)

@@ -122,10 +122,14 @@ func (p *Postgres) answering(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		o := p.m.Observe(ctx)
-		switch {
-		case o.Reachable:
+		if o.Reachable {
 			return nil
-		case !o.Running:
+		}
+		st, err := p.sentinel.Ping(ctx)
+		switch {
+		case err != nil:
+			return err
+		case st.Postmaster == 0:
 			return errors.New("PostgreSQL ended: see its log " + p.cfg.LogFile)
 		}
 		select {
