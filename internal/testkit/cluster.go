@@ -61,6 +61,19 @@ func New(t *testing.T) *Cluster {
 	return c
 }
 
+// Run runs a chapter of the test's story on the same cluster. After a chapter that failed the others make no sense.
+func (c *Cluster) Run(name string, f func(t *testing.T)) {
+	whole := c.T
+	defer func() { c.T = whole }()
+	whole.Run(name, func(t *testing.T) {
+		if whole.Failed() {
+			t.Skip("an earlier chapter failed")
+		}
+		c.T = t
+		f(t)
+	})
+}
+
 // ownNetwork finds a /24 of the loopback network that no other test uses, on this machine at this time.
 func ownNetwork(t *testing.T) (net.Listener, string) {
 	t.Helper()
@@ -243,7 +256,7 @@ func (c *Cluster) saveLogs() {
 		c.T.Logf("the cluster at the end: %v", err)
 	}
 	for _, n := range c.Nodes {
-		for _, path := range []string{n.LogFile(), filepath.Join(n.Dir, "sentinel.log"), filepath.Join(n.Dir, "postgresql.log")} {
+		for _, path := range []string{n.LogFile(), filepath.Join(n.Dir, "sentinel.log"), filepath.Join(n.Dir, "postgresql.log"), filepath.Join(n.Dir, "pg", "local.json")} {
 			b, err := os.ReadFile(path)
 			if err != nil {
 				continue

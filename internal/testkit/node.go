@@ -190,7 +190,8 @@ func (n *Node) PowerOff() time.Time {
 func PowerOff(t interface {
 	Helper()
 	Errorf(string, ...any)
-}, nodes ...*Node) {
+}, nodes ...*Node,
+) {
 	t.Helper()
 	for range 20 {
 		var all []process

@@ -116,6 +116,7 @@ func (c *Cluster) healthy() error {
 	return fmt.Errorf("%s\n%s", strings.Join(bad, "; "), describe(st))
 }
 
+// unhealthy compares the leader's picture with what each node says of itself: the former may be old.
 func (c *Cluster) unhealthy(st admin.Status, g fsm.Group) (bad []string) {
 	add := func(format string, args ...any) {
 		bad = append(bad, fmt.Sprintf("group %d: ", g.ID)+fmt.Sprintf(format, args...))
@@ -130,18 +131,27 @@ func (c *Cluster) unhealthy(st admin.Status, g fsm.Group) (bad []string) {
 		if n == nil || !n.Running() {
 			continue
 		}
-		switch {
-		case m.ID == g.Lease.Holder:
-			if m.Report.Role != "primary" || m.Report.Epoch != g.Epoch {
-				add("%s says %s %s of epoch %s", m.Name, m.Report.State, m.Report.Role, m.Report.Epoch)
+		own, err := n.Status()
+		if err != nil || own.Self == nil {
+			add("%s says nothing of itself: %v", m.Name, err)
+			continue
+		}
+		self := own.Self
+		if m.ID == g.Lease.Holder {
+			if ok, why := own.Writable(); !ok || self.Epoch != g.Epoch || self.Job != "" {
+				add("%s is primary of epoch %s: %s %s", m.Name, self.Epoch, why, self.Job)
 			}
 			continue
-		case m.Report.State != "streaming" || m.Report.Epoch != g.Epoch:
-			add("%s is %s in epoch %s", m.Name, m.Report.State, m.Report.Epoch)
+		}
+		others++
+		switch {
+		case !self.Postgres.Streaming || self.Report.Epoch != g.Epoch:
+			add("%s is %s in epoch %s: %s", m.Name, self.Report.State, self.Report.Epoch, self.Reason)
+		case !m.Report.SameButLSN(self.Report):
+			add("the leader has an old report of %s", m.Name)
 		case !g.Sync.Target().Has(m.ID) && !m.Tags.NoSync:
 			add("%s confirms nothing yet", m.Name)
 		}
-		others++
 	}
 	if t := g.Sync.Target(); others > 0 && (t.K != 1 || len(t.S) != others) {
 		add("%d of %d confirm, want 1 of %d", t.K, len(t.S), others)

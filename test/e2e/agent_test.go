@@ -30,7 +30,7 @@ func TestAgent(t *testing.T) {
 	c, _ := three(t)
 	w := c.Write(0)
 
-	t.Run("killed and back within the lease", func(t *testing.T) {
+	c.Run("killed and back within the lease", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		postmaster, epoch := p.PID(testkit.Postmaster), c.GroupState(0).Epoch
 		at := p.Kill9(testkit.Agent)
@@ -48,7 +48,7 @@ func TestAgent(t *testing.T) {
 		within(t, "the longest pause of a client", gap, time.Second)
 	})
 
-	t.Run("killed for good", func(t *testing.T) {
+	c.Run("killed for good", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		s := p.WriteLocally()
 		at := p.Kill9(testkit.Agent)
@@ -64,7 +64,7 @@ func TestAgent(t *testing.T) {
 		c.WaitHealthy()
 	})
 
-	t.Run("frozen", func(t *testing.T) {
+	c.Run("frozen", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		s := p.WriteLocally()
 		at := p.Freeze(testkit.Agent)
@@ -80,7 +80,7 @@ func TestAgent(t *testing.T) {
 		}
 	})
 
-	t.Run("sentinel frozen", func(t *testing.T) {
+	c.Run("sentinel frozen", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		s := p.WriteLocally()
 		sentinel := p.PID(testkit.Sentinel)

@@ -14,7 +14,7 @@ func TestColdStart(t *testing.T) {
 	c, nodes := three(t)
 	w := c.Write(0)
 	for seed := range uint64(3) {
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+		c.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			testkit.PowerOff(t, nodes...)
 			order := rand.New(rand.NewPCG(seed, 0)).Perm(len(nodes))
 			t.Logf("order %v", order)
@@ -37,7 +37,7 @@ func TestColdStart(t *testing.T) {
 	}
 
 	// Two standbys of which one must have every commit are as good as the primary, which stays off.
-	t.Run("without the last primary", func(t *testing.T) {
+	c.Run("without the last primary", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		testkit.PowerOff(t, nodes...)
 		for _, n := range others(nodes, p) {

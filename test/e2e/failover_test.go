@@ -15,7 +15,7 @@ import (
 func TestFailover(t *testing.T) {
 	c, nodes := three(t)
 
-	t.Run("set up", func(t *testing.T) {
+	c.Run("set up", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		if p != nodes[0] {
 			t.Errorf("the first node should be primary, not %s", p.Name)
@@ -40,7 +40,7 @@ func TestFailover(t *testing.T) {
 
 	w := c.Write(0)
 
-	t.Run("postmaster killed", func(t *testing.T) {
+	c.Run("postmaster killed", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		sentinel, identity := old.PID(testkit.Sentinel), inode(t, old.DataDir())
 		at := old.Kill9(testkit.Postmaster)
@@ -60,7 +60,7 @@ func TestFailover(t *testing.T) {
 		}
 	})
 
-	t.Run("node killed", func(t *testing.T) {
+	c.Run("node killed", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		at := old.PowerOff()
 		p := c.WaitPrimary(0, old)
@@ -71,7 +71,7 @@ func TestFailover(t *testing.T) {
 		c.WaitHealthy()
 	})
 
-	t.Run("sentinel killed", func(t *testing.T) {
+	c.Run("sentinel killed", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		at := old.Kill9(testkit.Sentinel)
 		c.Eventually("PostgreSQL has died with its parent", func() error {
@@ -90,7 +90,7 @@ func TestFailover(t *testing.T) {
 		}
 	})
 
-	t.Run("by hand", func(t *testing.T) {
+	c.Run("by hand", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		to := others(nodes, old)[1]
 		at := time.Now()

@@ -1,0 +1,121 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"matriarch/internal/admin"
+	"matriarch/internal/identity"
+	"matriarch/internal/testkit"
+)
+
+// TestMajority takes the majority of the control plane away, once for a while and once for good.
+func TestMajority(t *testing.T) {
+	c, nodes := three(t)
+	w := c.Write(0)
+
+	c.Run("lost for a while", func(t *testing.T) {
+		p := c.WaitPrimary(0)
+		s := p.WriteLocally()
+		at := time.Now()
+		testkit.PowerOff(t, others(nodes, p)...)
+		last := s.WaitEnd()
+		within(t, "the primary without a majority went on writing, which", last.Sub(at), ttl)
+		c.EventuallyWithin(time.Second, "the API stops calling it primary", func() error {
+			if get(t, p, "/primary") == http.StatusOK {
+				return errors.New("200")
+			}
+			return nil
+		})
+		for _, n := range others(nodes, p) {
+			n.Start()
+		}
+		c.WaitHealthy()
+		w.WaitAck()
+	})
+
+	c.Run("lost for good", func(t *testing.T) {
+		survivor := c.WaitPrimary(0)
+		lost := others(nodes, survivor)
+		testkit.PowerOff(t, nodes...)
+
+		before := snapshotOf(t, survivor.Dir)
+		for _, typed := range []string{"", "yes\n", lost[0].Name + "\n"} {
+			if r := survivor.Type(typed, "recover"); r.Code != 1 || !strings.Contains(r.Err, "nothing was changed") {
+				t.Errorf("recover with %q typed: exit %d %s", typed, r.Code, r.Err)
+			}
+		}
+		if r := survivor.CLI("recover", "--dry-run"); r.Code != 0 || !strings.Contains(r.Out, "incarnation 1") {
+			t.Errorf("recover --dry-run: exit %d %s%s", r.Code, r.Out, r.Err)
+		}
+		if after := snapshotOf(t, survivor.Dir); after != before {
+			t.Errorf("an unconfirmed recover changed something:\n%s\n%s", before, after)
+		}
+
+		if r := survivor.Type(survivor.Name+"\n", "recover"); r.Code != 0 {
+			t.Fatalf("recover: exit %d %s%s", r.Code, r.Out, r.Err)
+		}
+		survivor.Start()
+		lost[0].Start() // and not the other, or the two would be the majority of the past
+		c.WaitState("the survivor leads a new incarnation", func(st admin.Status) error {
+			if st.State.Cluster.Incarnation != 2 || st.Name != survivor.Name {
+				return fmt.Errorf("incarnation %d, %s leads", st.State.Cluster.Incarnation, st.Name)
+			}
+			return nil
+		})
+		c.Eventually("the old member is told why nobody listens to it", func() error {
+			if !strings.Contains(lost[0].Log(), "incarnation") {
+				return errors.New("its log does not say")
+			}
+			return nil
+		})
+		c.WaitState("nobody is elected on half of the truth", func(st admin.Status) error {
+			if plan := st.Plans[0]; st.State.Groups[0].Held() || plan.Rule != "C310" {
+				return fmt.Errorf("held %v, rule %s: %s", st.State.Groups[0].Held(), plan.Rule, plan.Reason)
+			}
+			return nil
+		})
+		token := survivor.NewToken()
+		for _, n := range lost {
+			if n.Running() {
+				n.Stop()
+			}
+			if r := n.JoinOnly(token, survivor.Peer()); r.Code != 0 {
+				t.Fatalf("%s joins again: exit %d %s", n.Name, r.Code, r.Err)
+			}
+			if id, err := identity.Dir(n.Dir).Load(); err != nil || id.Incarnation != 2 {
+				t.Errorf("%s: incarnation %d (%v)", n.Name, id.Incarnation, err)
+			}
+			n.Start()
+		}
+		c.WaitHealthy()
+		w.WaitAck()
+		if e := c.GroupState(0).Epoch; e.Inc != 2 {
+			t.Errorf("epoch %s is not of the new incarnation", e)
+		}
+	})
+	w.Check()
+}
+
+// snapshotOf lists a node's own files with sizes and times, PostgreSQL's aside.
+func snapshotOf(t *testing.T, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, path := range files(t, dir) {
+		if strings.HasPrefix(path, filepath.Join(dir, "pgdata")+"/") || strings.HasSuffix(path, ".lock") {
+			continue
+		}
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s %d %s\n", path, st.Size(), st.ModTime().Format(time.RFC3339Nano))
+	}
+	return b.String()
+}
