@@ -149,8 +149,8 @@ func (p *peer) run() {
 	served := make(chan error, 1)
 	go func() { served <- p.rpc.Serve(p.mux.Listener(transport.KindRPC)) }()
 	go func() {
-		err := p.Node.Run(ctx)
-		err = errors.Join(err, p.rpc.Close(), p.mux.Close(), p.Node.Close())
+		err := p.Run(ctx)
+		err = errors.Join(err, p.rpc.Close(), p.mux.Close(), p.Close())
 		p.client.Close()
 		<-served
 		p.done <- err

@@ -6,6 +6,7 @@ import (
 	"log"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,12 +50,12 @@ func (s *said) recently(line string) bool {
 
 // Log implements hclog.Logger.
 func (l *libLog) Log(level hclog.Level, msg string, args ...any) {
-	args = plain(append(l.with[:len(l.with):len(l.with)], args...))
+	args = plain(slices.Concat(l.with, args))
 	if level >= hclog.Warn && !l.said.recently(msg) {
-		l.log.Warn(msg, args...)
+		l.log.Warn(msg, args...) //nolint:sloglint // the library's message
 		return
 	}
-	l.log.Debug(msg, args...)
+	l.log.Debug(msg, args...) //nolint:sloglint // the library's message
 }
 
 var keys = strings.NewReplacer("-", "_", " ", "_")
@@ -112,7 +113,7 @@ func (l *libLog) ImpliedArgs() []any { return l.with }
 // With implements hclog.Logger.
 func (l *libLog) With(args ...any) hclog.Logger {
 	c := *l
-	c.with = append(l.with[:len(l.with):len(l.with)], args...)
+	c.with = slices.Concat(l.with, args)
 	return &c
 }
 

@@ -35,7 +35,7 @@ func TestHeartbeatsTakeTheMainLoop(t *testing.T) {
 			rpc.Respond(&raft.AppendEntriesResponse{Term: 1, Success: true}, nil)
 		}()
 		var resp raft.AppendEntriesResponse
-		beat := raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: []byte("a"), ID: []byte("a")}, Term: 1, Leader: []byte("a")}
+		beat := raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: []byte("a"), ID: []byte("a")}, Term: 1}
 		if err := n.AppendEntries("a", "a", &beat, &resp); err != nil || !resp.Success {
 			t.Errorf("heartbeat: %+v, %v", resp, err)
 		}
@@ -45,7 +45,7 @@ func TestHeartbeatsTakeTheMainLoop(t *testing.T) {
 		if err := p.mux.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := p.Node.Close(); err != nil {
+		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
 	})

@@ -3,6 +3,7 @@ package fsm
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,13 +43,13 @@ func ep(n uint64) Epoch { return Epoch{Inc: 1, N: n} }
 var (
 	boot    = Bootstrap{ClusterID: "c", Incarnation: 1, Settings: DefaultSettings(), Node: node("a", 0), Token: &Token{ID: "t", Uses: 3}}
 	members = []Command{boot, Join{node("b", 0), "t"}, Join{node("c", 0), "t"}, Join{node("w", 1), "t"}}
-	initial = append(members[:len(members):len(members)], Claim{0, "a"}, Initialised{0, "a", "sys", 1})
-	granted = append(initial[:len(initial):len(initial)], grantTo("a", 0))
-	opened  = append(granted[:len(granted):len(granted)], Promoted{0, ep(1), 2, 1, 100}, SyncConfirm{0, ep(1), Pair{}})
-	quorate = append(opened[:len(opened):len(opened)],
+	initial = append(slices.Clip(members), Claim{0, "a"}, Initialised{0, "a", "sys", 1})
+	granted = append(slices.Clip(initial), grantTo("a", 0))
+	opened  = append(slices.Clip(granted), Promoted{0, ep(1), 2, 1, 100}, SyncConfirm{0, ep(1), Pair{}})
+	quorate = append(slices.Clip(opened),
 		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, SyncConfirm{0, ep(1), NewPair(1, "b")},
 		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b", "c")}, SyncConfirm{0, ep(1), NewPair(1, "b", "c")})
-	freed = append(quorate[:len(quorate):len(quorate)], Expire{0, ep(1)})
+	freed = append(slices.Clip(quorate), Expire{0, ep(1)})
 )
 
 func grantTo(id NodeID, prev uint64, s ...NodeID) GrantCmd {
@@ -65,7 +66,8 @@ func grantTo(id NodeID, prev uint64, s ...NodeID) GrantCmd {
 
 func with(n Node, f func(*Node)) Node { f(&n); return n }
 
-func ptr[T any](v T) *T { return &v }
+//go:fix inline
+
 
 func opTo(id NodeID, trust bool) OperationPut {
 	return OperationPut{Group: 0, Operation: Operation{ID: "op", Kind: "failover", To: id, Trust: trust, By: "me"}}
@@ -124,7 +126,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"grant with too many to confirm", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{2, []NodeID{"b"}}}, "not a set that can confirm"},
 		{"grant counting one twice", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{2, []NodeID{"b", "b"}}}, "not a set that can confirm"},
 		{"grant with a negative count", initial, GrantCmd{Group: 0, Holder: "a", Instance: "i", TTL: time.Second, Pair: Pair{-1, nil}}, "not a set that can confirm"},
-		{"synchronous grant of an asynchronous group", append(initial[:len(initial):len(initial)], GroupSet{Group: 0, Mode: Off}), grantTo("a", 0, "b"), "asynchronously"},
+		{"synchronous grant of an asynchronous group", append(slices.Clip(initial), GroupSet{Group: 0, Mode: Off}), grantTo("a", 0, "b"), "asynchronously"},
 		{"release of a free lease", freed, Release{Group: 0, Epoch: ep(1)}, "does not hold the lease"},
 		{"release of another epoch", granted, Release{Group: 0, Epoch: ep(2)}, "does not hold the lease"},
 		{"release in an unknown group", granted, Release{Group: 9, Epoch: ep(1)}, "does not hold the lease"},
@@ -137,12 +139,12 @@ func TestApplyRefusals(t *testing.T) {
 		{"promotion without timeline", granted, Promoted{0, ep(1), 0, 1, 1}, "no timeline given"},
 		{"sync change by another epoch", opened, SyncPropose{Group: 0, Epoch: ep(2), Pair: NewPair(1, "b")}, "does not hold the lease"},
 		{"sync change without a lease", freed, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, "does not hold the lease"},
-		{"sync change under a revoked lease", append(opened[:len(opened):len(opened)], Revoke{Group: 0, Epoch: ep(1)}), SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, "is revoked"},
+		{"sync change under a revoked lease", append(slices.Clip(opened), Revoke{Group: 0, Epoch: ep(1)}), SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, "is revoked"},
 		{"sync change by two members", opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b", "c")}, "one member at a time"},
 		{"sync change to the holder", opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "a")}, "cannot be in the synchronous set"},
-		{"confirm another pair", append(opened[:len(opened):len(opened)], SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}), SyncConfirm{0, ep(1), Pair{}}, "is another one"},
+		{"confirm another pair", append(slices.Clip(opened), SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}), SyncConfirm{0, ep(1), Pair{}}, "is another one"},
 		{"confirm before the promotion is recorded", granted, SyncConfirm{0, ep(1), Pair{}}, "has not recorded its promotion"},
-		{"confirm under a revoked lease", append(opened[:len(opened):len(opened)], Revoke{Group: 0, Epoch: ep(1)}), SyncConfirm{0, ep(1), Pair{}}, "is revoked"},
+		{"confirm under a revoked lease", append(slices.Clip(opened), Revoke{Group: 0, Epoch: ep(1)}), SyncConfirm{0, ep(1), Pair{}}, "is revoked"},
 		{"confirm by another epoch", opened, SyncConfirm{0, ep(2), Pair{}}, "does not hold the lease"},
 		{"policy of an unknown group", members, GroupSet{Group: 9, Mode: Off}, "not known"},
 		{"unknown mode", members, GroupSet{Group: 0, Mode: "some"}, "use quorum or off"},
@@ -151,7 +153,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"operation to another group's node", opened, opTo("w", false), "not a member"},
 		{"operation to the primary", opened, opTo("a", false), "is the primary of group 0 already"},
 		{"trust without need", freed, opTo("b", true), "only after the control plane was rebuilt"},
-		{"second operation", append(opened[:len(opened):len(opened)], opTo("b", false)), OperationPut{Group: 0, Operation: Operation{ID: "other", To: "c"}}, "is under way"},
+		{"second operation", append(slices.Clip(opened), opTo("b", false)), OperationPut{Group: 0, Operation: Operation{ID: "other", To: "c"}}, "is under way"},
 		{"drop of no operation", opened, OperationDrop{Group: 0, ID: "op"}, "no such operation"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -176,7 +178,7 @@ func TestApplyRefusals(t *testing.T) {
 // TestApplyEffects: what each accepted command leaves behind.
 func TestApplyEffects(t *testing.T) {
 	g0 := func(s *State) Group { return s.Groups[0] }
-	seq := func(base []Command, more ...Command) []Command { return append(base[:len(base):len(base)], more...) }
+	seq := func(base []Command, more ...Command) []Command { return append(slices.Clip(base), more...) }
 	for _, tc := range []struct {
 		name string
 		cmds []Command
@@ -188,41 +190,62 @@ func TestApplyEffects(t *testing.T) {
 		{"a repeated join costs none", seq(members[:2], Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 2},
 		{"a known node may join by a used-up token", seq(members, Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 0},
 		{"groups come with their nodes", members, func(s *State) any { return []any{s.GroupIDs(), s.Groups[1].Mode} }, []any{[]GroupID{0, 1}, Quorum}},
-		{"a put keeps report and seniority", seq(members, Tick{map[NodeID]Report{"b": {State: "running"}}}, NodePut{with(node("b", 0), func(n *Node) { n.Zone = "z" })}),
-			func(s *State) any { return []any{s.Nodes["b"].Zone, s.Nodes["b"].Joined, s.Nodes["b"].Report.State} }, []any{"z", uint64(2), "running"}},
+		{
+			"a put keeps report and seniority", seq(members, Tick{map[NodeID]Report{"b": {State: "running"}}}, NodePut{with(node("b", 0), func(n *Node) { n.Zone = "z" })}),
+			func(s *State) any { return []any{s.Nodes["b"].Zone, s.Nodes["b"].Joined, s.Nodes["b"].Report.State} },
+			[]any{"z", uint64(2), "running"},
+		},
 		{"a report gets the leader's time", seq(members, Tick{map[NodeID]Report{"b": {}, "x": {}}}), func(s *State) any { return []any{s.Nodes["b"].Report.At, len(s.Nodes)} }, []any{epochZero, 4}},
 		{"a removed node is remembered", seq(members, NodeRemove{"c"}), func(s *State) any { return []any{s.Removed, s.NodeIDs()} }, []any{map[NodeID]string{"c": "n-c"}, []NodeID{"a", "b", "w"}}},
 		{"a claim falls with its node", seq(members, Claim{0, "c"}, NodeRemove{"c"}), func(s *State) any { return g0(s).ClaimedBy }, NodeID("")},
 		{"a group goes with its last node", seq(members, NodeRemove{"w"}), func(s *State) any { return s.GroupIDs() }, []GroupID{0}},
 		{"tokens", seq(members, TokenPut{Token{ID: "u"}}, TokenDrop{"t"}), func(s *State) any { return s.Tokens }, map[string]Token{"u": {ID: "u"}}},
 		{"the gate only rises", seq(members, GateSet{7}, GateSet{3}), func(s *State) any { return s.Cluster.Gate }, 7},
-		{"initialised", initial, func(s *State) any { return []any{g0(s).SystemID, g0(s).LastHolder, g0(s).Sync.Pairs, g0(s).Grants} },
-			[]any{"sys", NodeID("a"), []Pair{{}}, []Grant{{Holder: "a", Timeline: 1}}}},
+		{
+			"initialised", initial, func(s *State) any { return []any{g0(s).SystemID, g0(s).LastHolder, g0(s).Sync.Pairs, g0(s).Grants} },
+			[]any{"sys", NodeID("a"), []Pair{{}}, []Grant{{Holder: "a", Timeline: 1}}},
+		},
 		{"initialised again", seq(initial, Initialised{0, "b", "sys", 9}), func(s *State) any { return g0(s).LastHolder }, NodeID("a")},
-		{"grant", granted, func(s *State) any { return []any{g0(s).Epoch, g0(s).Lease, g0(s).Opened()} },
-			[]any{ep(1), Lease{Holder: "a", Instance: "i-a", Epoch: ep(1), TTL: 5 * time.Second}, false}},
+		{
+			"grant", granted, func(s *State) any { return []any{g0(s).Epoch, g0(s).Lease, g0(s).Opened()} },
+			[]any{ep(1), Lease{Holder: "a", Instance: "i-a", Epoch: ep(1), TTL: 5 * time.Second}, false},
+		},
 		{"opened by the first confirmation", opened, func(s *State) any { return []any{g0(s).Opened(), g0(s).Sync.Joint()} }, []any{true, false}},
-		{"a change of sync is joint until confirmed", seq(opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).Opened()} },
-			[]any{[]Pair{{}, NewPair(1, "b")}, true}},
+		{
+			"a change of sync is joint until confirmed", seq(opened, SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).Opened()} },
+			[]any{[]Pair{{}, NewPair(1, "b")}, true},
+		},
 		{"the same pair again is no change", seq(quorate, SyncPropose{Group: 0, Epoch: ep(1), Pair: Pair{1, []NodeID{"c", "b"}}}), func(s *State) any { return g0(s).Sync.Pairs }, []Pair{NewPair(1, "b", "c")}},
-		{"a Grant keeps the pair in force", seq(freed, grantTo("b", 1, "c")), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).LastHolder, g0(s).Opened()} },
-			[]any{[]Pair{NewPair(1, "b", "c"), NewPair(1, "c")}, NodeID("b"), false}},
-		{"two Grants in a row keep all pairs", seq(freed, grantTo("b", 1, "c"), Expire{0, ep(2)}, grantTo("c", 2)), func(s *State) any { return g0(s).Sync.Pairs },
-			[]Pair{NewPair(1, "b", "c"), NewPair(1, "c"), {}}},
-		{"confirmation ends the joint phase", seq(freed, grantTo("b", 1, "c"), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), NewPair(1, "c")}), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).Opened()} },
-			[]any{[]Pair{NewPair(1, "c")}, true}},
-		{"an adopted server brings its timeline", seq(initial, func() Command { c := grantTo("a", 0); c.Adopt = 4; return c }()), func(s *State) any { g, _ := g0(s).LastGrant(); return g },
-			Grant{Epoch: ep(1), Holder: "a", Timeline: 4, Parent: 4}},
-		{"a late record of a promotion", seq(granted, Expire{0, ep(1)}, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { g, _ := g0(s).LastGrant(); return g },
-			Grant{Epoch: ep(1), Holder: "a", Timeline: 2, Parent: 1, Fork: 100}},
+		{
+			"a Grant keeps the pair in force", seq(freed, grantTo("b", 1, "c")), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).LastHolder, g0(s).Opened()} },
+			[]any{[]Pair{NewPair(1, "b", "c"), NewPair(1, "c")}, NodeID("b"), false},
+		},
+		{
+			"two Grants in a row keep all pairs", seq(freed, grantTo("b", 1, "c"), Expire{0, ep(2)}, grantTo("c", 2)), func(s *State) any { return g0(s).Sync.Pairs },
+			[]Pair{NewPair(1, "b", "c"), NewPair(1, "c"), {}},
+		},
+		{
+			"confirmation ends the joint phase", seq(freed, grantTo("b", 1, "c"), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), NewPair(1, "c")}), func(s *State) any { return []any{g0(s).Sync.Pairs, g0(s).Opened()} },
+			[]any{[]Pair{NewPair(1, "c")}, true},
+		},
+		{
+			"an adopted server brings its timeline", seq(initial, func() Command { c := grantTo("a", 0); c.Adopt = 4; return c }()), func(s *State) any { g, _ := g0(s).LastGrant(); return g },
+			Grant{Epoch: ep(1), Holder: "a", Timeline: 4, Parent: 4},
+		},
+		{
+			"a late record of a promotion", seq(granted, Expire{0, ep(1)}, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { g, _ := g0(s).LastGrant(); return g },
+			Grant{Epoch: ep(1), Holder: "a", Timeline: 2, Parent: 1, Fork: 100},
+		},
 		{"recorded twice", seq(opened, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { return len(g0(s).Grants) }, 2},
 		{"revoked", seq(opened, Revoke{Group: 0, Epoch: ep(1)}, Revoke{Group: 0, Epoch: ep(1)}), func(s *State) any { return []any{g0(s).Held(), g0(s).Lease.Revoked, len(s.History[0])} }, []any{true, true, 5}},
 		{"released", seq(opened, Release{Group: 0, Epoch: ep(1)}), func(s *State) any { return []any{g0(s).Lease, g0(s).Epoch, g0(s).LastHolder} }, []any{Lease{}, ep(1), NodeID("a")}},
 		{"recovered", seq(quorate, opTo("b", false), Recovered{2}), func(s *State) any { return []any{g0(s).Sync.Unknown, g0(s).Op, s.Cluster.Incarnation} }, []any{true, (*Operation)(nil), uint64(2)}},
 		{"the epoch after recovery is above all before", seq(freed, Recovered{2}, grantTo("b", 1)), func(s *State) any { return []any{g0(s).Epoch, g0(s).Sync.Unknown} }, []any{Epoch{2, 2}, true}},
-		{"the first confirmation makes sync known", seq(freed, Recovered{2}, grantTo("b", 1), Promoted{0, Epoch{2, 2}, 3, 2, 1}, SyncConfirm{0, Epoch{2, 2}, Pair{}}), func(s *State) any { return g0(s).Sync },
-			Sync{Pairs: []Pair{{}}, Confirmed: Epoch{2, 2}}},
-		{"policy", seq(members, GroupSet{Group: 0, Mode: Off, Paused: ptr(true)}, GroupSet{Group: 0, Paused: ptr(false)}), func(s *State) any { return []any{g0(s).Mode, g0(s).Paused} }, []any{Off, false}},
+		{
+			"the first confirmation makes sync known", seq(freed, Recovered{2}, grantTo("b", 1), Promoted{0, Epoch{2, 2}, 3, 2, 1}, SyncConfirm{0, Epoch{2, 2}, Pair{}}), func(s *State) any { return g0(s).Sync },
+			Sync{Pairs: []Pair{{}}, Confirmed: Epoch{2, 2}},
+		},
+		{"policy", seq(members, GroupSet{Group: 0, Mode: Off, Paused: new(true)}, GroupSet{Group: 0, Paused: new(false)}), func(s *State) any { return []any{g0(s).Mode, g0(s).Paused} }, []any{Off, false}},
 		{"an operation", seq(opened, opTo("b", false)), func(s *State) any { return g0(s).Op.To }, NodeID("b")},
 		{"an operation ends with the Grant", seq(freed, opTo("b", false), grantTo("b", 1)), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},
 		{"an operation given up", seq(opened, opTo("b", false), OperationDrop{Group: 0, ID: "op"}), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},

@@ -61,8 +61,13 @@ func TestCASignsWhatTheCallerSays(t *testing.T) {
 		ips = append(ips, i.String())
 	}
 	got := facts{c.Subject.CommonName, c.URIs[0].String(), c.DNSNames, ips, c.IsCA, c.NotBefore, c.NotAfter, key.PublicKey.Equal(c.PublicKey)}
-	want := facts{"pg2", "matriarch://" + clusterA + "/node/" + nodeC, []string{"pg2", nodeC}, []string{"127.0.0.3"}, false,
-		now.Add(-backdate), now.Add(NodeLifetime), true}
+	want := facts{
+		"pg2", "matriarch://" + clusterA + "/node/" + nodeC,
+		[]string{"pg2", nodeC},
+		[]string{"127.0.0.3"},
+		false,
+		now.Add(-backdate), now.Add(NodeLifetime), true,
+	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Fatal(d)
 	}

@@ -102,8 +102,10 @@ func NewJoinServer(log *slog.Logger, admit func(context.Context, JoinRequest) (J
 			return nil, err
 		}
 		if req.Protocol != JoinProtocol {
-			return nil, &Error{Code: CodeRefused, Message: fmt.Sprintf("join protocol %d, this cluster speaks %d", req.Protocol, JoinProtocol),
-				Hint: "install the cluster's version of matriarch on the new host"}
+			return nil, &Error{
+				Code: CodeRefused, Message: fmt.Sprintf("join protocol %d, this cluster speaks %d", req.Protocol, JoinProtocol),
+				Hint: "install the cluster's version of matriarch on the new host",
+			}
 		}
 		if c != nil {
 			req.From = c.RemoteAddr().String()

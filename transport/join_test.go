@@ -64,8 +64,10 @@ func TestJoinGivesAWorkingIdentity(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req := JoinRequest{NodeID: nodeC, Name: "pg2", CSR: csr, Group: 1, Addresses: Addresses{"new:7400", "new:5432", "new:8008"},
-			Tags: map[string]string{"a": "b"}, Version: "1.0", Now: time.Now(), PGVersion: 15, SystemID: "7"}
+		req := JoinRequest{
+			NodeID: nodeC, Name: "pg2", CSR: csr, Group: 1, Addresses: Addresses{"new:7400", "new:5432", "new:8008"},
+			Tags: map[string]string{"a": "b"}, Version: "1.0", Now: time.Now(), PGVersion: 15, SystemID: "7",
+		}
 		res, err := b.join(t, "n1:7400", b.token, req)
 		if err != nil {
 			t.Fatal(err)

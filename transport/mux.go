@@ -260,7 +260,7 @@ func (m *Mux) complain(key, msg string, err error, args ...any) {
 	if err != nil {
 		args = append(args, "error", err)
 	}
-	m.cfg.Log.Warn(msg, args...)
+	m.cfg.Log.Warn(msg, args...) //nolint:sloglint // the callers' messages are constants
 }
 
 // quiet lets each key speak once a minute.

@@ -34,7 +34,7 @@ var tcpKeepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Inte
 // Listen implements Network.
 func (t TCP) Listen(addr string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: tcpKeepAlive, Control: tuneSocket}
-	l, err := lc.Listen(context.Background(), "tcp", addr) // an address to listen on needs no waiting for
+	l, err := lc.Listen(context.Background(), "tcp", addr) //nolint:forbidigo // an address to listen on needs no waiting for
 	if err != nil {
 		return nil, fmt.Errorf("%w: is the port free and the address this host's?", err)
 	}

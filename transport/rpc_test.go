@@ -63,8 +63,10 @@ func inRPCBed(t *testing.T, body func(t *testing.T, b *rpcBed)) {
 	})
 }
 
-type greetReq struct{ Name string }
-type greetResp struct{ Text string }
+type (
+	greetReq  struct{ Name string }
+	greetResp struct{ Text string }
+)
 
 func TestRPCCallAndReuse(t *testing.T) {
 	inRPCBed(t, func(t *testing.T, b *rpcBed) {

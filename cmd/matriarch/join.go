@@ -81,7 +81,7 @@ func join(c *cli.Context) error {
 	}
 	res, err := transport.Join(ctx, transport.TCP{Source: sourceIP(cfg.Listen)}, addr, token, req)
 	if err != nil {
-		return fmt.Errorf("join at %s: %w", addr, err)
+		return err
 	}
 	if err := takeAccess(&cfg, res.Settings); err != nil {
 		return err
@@ -114,6 +114,9 @@ func joinedBefore(dir identity.Dir, token transport.Token, cfg *config.Config, c
 		return "", fmt.Errorf("this host is node %s of cluster %s; the token is for cluster %s: nothing was changed", id.Name, id.ClusterID, token.ClusterID)
 	}
 	if old, err := config.Load(c.String("config")); err == nil { // what was configured by hand since stays
+		if (c.IsSet("name") && c.String("name") != old.Node.Name) || (c.IsSet("group") && c.Int("group") != old.Node.Group) {
+			return "", fmt.Errorf("this host is node %s of group %d already and cannot become %s of group %d: nothing was changed; take it out with `matriarch remove %s` first, then join with an empty state directory", old.Node.Name, old.Node.Group, cfg.Node.Name, cfg.Node.Group, old.Node.Name)
+		}
 		*cfg = old
 	}
 	return string(id.NodeID), nil

@@ -67,9 +67,9 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	case errors.Is(err, agent.ErrRemoved):
 		_ = n.sentinel.Shutdown(context.WithoutCancel(ctx))
 	case cause.Signal == syscall.SIGINT:
-		log.Info("PostgreSQL was stopped with this node")
+		log.Info("node ends, and PostgreSQL with it")
 	case cause.Signal != nil:
-		log.Info("node ends; PostgreSQL stays under its sentinel", "signal", cause.Signal.String())
+		log.Info("node ends; PostgreSQL stays under its sentinel", "signal", cause.String())
 	}
 	return errors.Join(err, n.close())
 }

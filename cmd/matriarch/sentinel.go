@@ -3,7 +3,6 @@ package main
 import (
 	"github.com/urfave/cli/v2"
 
-	"matriarch/internal/obs"
 	"matriarch/pgmanager/fence"
 )
 
@@ -15,7 +14,7 @@ func sentinelVerb() *cli.Command {
 			"Example: matriarch sentinel --socket /var/lib/matriarch/sentinel.sock",
 		Flags: []cli.Flag{&cli.StringFlag{Name: "socket", Usage: "Unix `SOCKET` that the agent connects to", Required: true}},
 		Action: func(c *cli.Context) error {
-			_, _ = obs.DropStartup() // before its memory is locked
+			_, _ = dropStartup() // before its memory is locked
 			return fence.Run(c.Context, fence.Config{Socket: c.String("socket"), Version: version})
 		},
 	}

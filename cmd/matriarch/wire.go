@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -221,7 +219,7 @@ func (n *node) settle(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 	case <-t.C:
-		if _, err := obs.DropStartup(); err != nil {
+		if _, err := dropStartup(); err != nil {
 			n.log.Debug("start-up's memory not given back", "error", err)
 		}
 		debug.FreeOSMemory()
@@ -290,68 +288,6 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// stateChanged runs after every applied entry and must not block.
-func (n *node) stateChanged(prev, next *fsm.State) {
-	if n.agent != nil {
-		n.agent.Changed()
-	}
-	if n.conductor != nil {
-		n.conductor.Changed()
-	}
-	if len(prev.Nodes) != len(next.Nodes) || !slices.Equal(peersOf(prev), peersOf(next)) {
-		select {
-		case n.changed <- struct{}{}:
-		default:
-		}
-	}
-	n.observeEvents(prev, next)
-}
-
-func peersOf(s *fsm.State) []identity.Peer {
-	var out []identity.Peer
-	for _, id := range s.NodeIDs() {
-		out = append(out, identity.Peer{ID: id, Name: s.Nodes[id].Name, Addr: s.Nodes[id].Peer})
-	}
-	return out
-}
-
-// keepPeers keeps the list of first contacts fresh, and tells the cluster what this node's configuration says of it.
-func (n *node) keepPeers(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-n.changed:
-		}
-		s := n.consensus.State()
-		if peers := peersOf(s); len(peers) > 0 {
-			if err := n.dir.SavePeers(peers); err != nil {
-				n.log.Warn("known peers not written", "error", err)
-			}
-		}
-		n.announceSelf(ctx, s)
-	}
-}
-
-// announceSelf proposes what the configuration says of this node, if the state says otherwise.
-func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
-	have, ok := s.Nodes[n.id.NodeID]
-	if !ok {
-		return
-	}
-	want := nodeOf(n.cfg, n.id.NodeID)
-	want.Joined, want.Report = have.Joined, have.Report
-	if sameNode(have, want) {
-		return
-	}
-	pctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	res, err := n.consensus.Submit(pctx, fsm.NodePut{Node: want})
-	if err != nil || !res.OK {
-		n.log.Warn("the cluster did not take what this node's configuration says of it", "reason", res.Reason, "error", err)
-	}
-}
-
 // lead runs while this node is the Raft leader.
 func (n *node) lead(ctx context.Context, l consensus.Leadership) {
 	n.metrics.Election()
@@ -374,49 +310,4 @@ func (n *node) allow(k transport.Kind, p transport.Peer) error {
 		return errors.New("this node was removed from the cluster for good")
 	}
 	return nil
-}
-
-// sourceIP is the address that outgoing connections leave from, when the node listens on one address only.
-func sourceIP(listen string) net.IP {
-	host, _, err := net.SplitHostPort(listen)
-	if err != nil {
-		return nil
-	}
-	ip := net.ParseIP(host)
-	if ip == nil || ip.IsUnspecified() {
-		return nil
-	}
-	return ip
-}
-
-func postgresConfig(cfg config.Config, dir identity.Dir) (pgmanager.Config, error) {
-	super, err := dir.Secret(identity.Superuser)
-	if err != nil {
-		return pgmanager.Config{}, err
-	}
-	repl, err := dir.Secret(identity.Replication)
-	if err != nil {
-		return pgmanager.Config{}, err
-	}
-	p := cfg.PostgreSQL
-	host, _, err := net.SplitHostPort(p.Advertise)
-	if err != nil {
-		return pgmanager.Config{}, fmt.Errorf("postgresql.advertise: %w", err)
-	}
-	listen, port, err := net.SplitHostPort(p.Listen)
-	if err != nil {
-		return pgmanager.Config{}, fmt.Errorf("postgresql.listen: %w", err)
-	}
-	num, err := strconv.Atoi(port)
-	if err != nil {
-		return pgmanager.Config{}, fmt.Errorf("postgresql.listen: %w", err)
-	}
-	if ip := net.ParseIP(listen); listen == "" || (ip != nil && ip.IsUnspecified()) {
-		listen = "*"
-	}
-	return pgmanager.Config{
-		BinDir: p.BinDir, DataDir: p.DataDir, RunDir: filepath.Join(cfg.StateDir, "pg"), SocketDir: p.SocketDir, Host: host, Port: num,
-		ListenAddresses: listen, User: p.User, Superuser: p.Superuser, ReplicationUser: p.ReplicationUser, SuperuserPassword: super,
-		ReplicationPassword: repl, Name: cfg.Node.Name, Parameters: p.Parameters, HBA: p.HBA, Citus: cfg.Citus.Enabled, LogFile: p.LogFile,
-	}, nil
 }

@@ -159,8 +159,11 @@ func TestCandidatesOrder(t *testing.T) {
 func TestRelate(t *testing.T) {
 	// 1 -100-> 2 (e1) -200-> 3 (e3); 2 -150-> 5 (e2, dead); 3 -300-> 4 (e4, adopted nothing)
 	g := fsm.Group{Grants: []fsm.Grant{
-		{Timeline: 1}, {Epoch: ep(1), Timeline: 2, Parent: 1, Fork: 100}, {Epoch: ep(2), Timeline: 5, Parent: 2, Fork: 150},
-		{Epoch: ep(3), Timeline: 3, Parent: 2, Fork: 200}, {Epoch: ep(4), Timeline: 4, Parent: 3, Fork: 300},
+		{Timeline: 1},
+		{Epoch: ep(1), Timeline: 2, Parent: 1, Fork: 100},
+		{Epoch: ep(2), Timeline: 5, Parent: 2, Fork: 150},
+		{Epoch: ep(3), Timeline: 3, Parent: 2, Fork: 200},
+		{Epoch: ep(4), Timeline: 4, Parent: 3, Fork: 300},
 	}}
 	again := g
 	again.Grants = append(g.Grants[:2:2], fsm.Grant{Epoch: ep(2), Timeline: 3, Parent: 2, Fork: 120}, fsm.Grant{Epoch: ep(3), Timeline: 3, Parent: 2, Fork: 150})

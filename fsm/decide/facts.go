@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -111,8 +112,8 @@ func Relate(g fsm.Group, tl fsm.Timeline, lsn fsm.LSN, lineage fsm.Epoch) (Relat
 
 // olderGrantOf finds the newest grant for a timeline before an epoch.
 func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bool) {
-	for i := len(g.Grants) - 1; i >= 0; i-- {
-		if gr := g.Grants[i]; gr.Timeline == tl && gr.Epoch.Less(before) {
+	for _, v := range slices.Backward(g.Grants) {
+		if gr := v; gr.Timeline == tl && gr.Epoch.Less(before) {
 			return gr, true
 		}
 	}

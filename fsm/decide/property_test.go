@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -26,10 +27,8 @@ func subsets(n int) [][]fsm.NodeID {
 
 func meet(a, b []fsm.NodeID) bool {
 	for _, x := range a {
-		for _, y := range b {
-			if x == y {
-				return true
-			}
+		if slices.Contains(b, x) {
+			return true
 		}
 	}
 	return false
@@ -126,12 +125,18 @@ func drawView(t *rapid.T, s *fsm.State, self fsm.NodeID) View {
 	v := View{
 		Self: self, State: s, Instance: rapid.SampledFrom([]string{"ia", "ib"}).Draw(t, "my instance"),
 		LeaseLeft: time.Duration(rapid.IntRange(-1, 2).Draw(t, "left")) * time.Second,
-		Sentinel: Sentinel{Connected: b("connected"), Silent: time.Duration(rapid.IntRange(0, 1).Draw(t, "silent")) * time.Second,
-			Postmaster: rapid.IntRange(0, 1).Draw(t, "pid"), Primary: b("primary"), Epoch: drawEpoch(t)},
-		PG: Postgres{Reachable: b("reachable"), InRecovery: b("recovery"), Timeline: fsm.Timeline(rapid.IntRange(1, 4).Draw(t, "my tl")),
-			LSN: fsm.LSN(rapid.IntRange(90, 210).Draw(t, "lsn")), Settled: b("settled"), Streaming: b("streaming"), WALRemoved: b("removed wal"), SlotsWrong: b("slots")},
-		Local: Local{HasData: b("data"), Promise: drawEpoch(t), SystemID: rapid.SampledFrom([]string{"sys", "other", ""}).Draw(t, "sys"), Stray: b("stray"),
-			Lineage: map[fsm.Timeline]fsm.Epoch{1: {}, 2: drawEpoch(t), 3: drawEpoch(t)}},
+		Sentinel: Sentinel{
+			Connected: b("connected"), Silent: time.Duration(rapid.IntRange(0, 1).Draw(t, "silent")) * time.Second,
+			Postmaster: rapid.IntRange(0, 1).Draw(t, "pid"), Primary: b("primary"), Epoch: drawEpoch(t),
+		},
+		PG: Postgres{
+			Reachable: b("reachable"), InRecovery: b("recovery"), Timeline: fsm.Timeline(rapid.IntRange(1, 4).Draw(t, "my tl")),
+			LSN: fsm.LSN(rapid.IntRange(90, 210).Draw(t, "lsn")), Settled: b("settled"), Streaming: b("streaming"), WALRemoved: b("removed wal"), SlotsWrong: b("slots"),
+		},
+		Local: Local{
+			HasData: b("data"), Promise: drawEpoch(t), SystemID: rapid.SampledFrom([]string{"sys", "other", ""}).Draw(t, "sys"), Stray: b("stray"),
+			Lineage: map[fsm.Timeline]fsm.Epoch{1: {}, 2: drawEpoch(t), 3: drawEpoch(t)},
+		},
 		Conf: Conf{Phase: Open, Epoch: drawEpoch(t), Upstream: rapid.SampledFrom([]fsm.NodeID{"", "a", "b"}).Draw(t, "upstream")},
 	}
 	if b("job") {

@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -370,14 +371,15 @@ func (f Facts) leaseText() string {
 }
 
 func (f Facts) names(ids []fsm.NodeID) string {
-	out := "("
+	var out strings.Builder
+	out.WriteString("(")
 	for i, id := range ids {
 		if i > 0 {
-			out += ", "
+			out.WriteString(", ")
 		}
-		out += f.State.Name(id)
+		out.WriteString(f.State.Name(id))
 	}
-	return out + ")"
+	return out.String() + ")"
 }
 
 func (f Facts) confText(c Conf) string {

@@ -45,7 +45,6 @@ type Agent struct {
 
 	// Below: owned by the loop.
 	job       *job
-	after     []recruitCall // waiting for the job to end
 	obs       Observation
 	backoff   time.Time
 	failed    string // what failed last, and the job's name

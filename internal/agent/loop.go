@@ -153,7 +153,7 @@ func (a *Agent) remember(v decide.View, p decide.Plan) {
 			past = past[1:]
 		}
 		snap.Past = append(slices.Clone(past), Decision{At: snap.At, Rule: p.Rule, Name: p.Name, Reason: p.Reason})
-		a.cfg.Log.Info(p.Name, "rule", p.Rule, "reason", p.Reason)
+		a.cfg.Log.Info("decided", "rule", p.Rule, "name", p.Name, "reason", p.Reason)
 		if a.cfg.Decided != nil {
 			a.cfg.Decided(p)
 		}

@@ -178,7 +178,7 @@ func (t *term) look(ctx context.Context) (busy bool) {
 		plans[id] = Decision{At: time.Now(), Rule: p.Rule, Name: p.Name, Reason: p.Reason}
 		if t.last[id] != p.Rule {
 			t.last[id] = p.Rule
-			t.cfg.Log.Info(p.Name, "group", int(id), "rule", p.Rule, "reason", p.Reason)
+			t.cfg.Log.Info("decided", "group", int(id), "rule", p.Rule, "name", p.Name, "reason", p.Reason)
 			if t.cfg.Decided != nil {
 				t.cfg.Decided(id, p)
 			}

@@ -2,6 +2,7 @@ package conductor
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -60,12 +61,12 @@ func (c *Conductor) noteMetadata(rep MetadataReport) {
 
 // primaries names the open primary of every group with its epoch: when this text moves, rows must move.
 func primaries(s *fsm.State) string {
-	out := ""
+	var out strings.Builder
 	for _, id := range s.GroupIDs() {
 		if n, ok := s.Primary(id); ok {
-			out += n.Postgres + " " + s.Groups[id].Epoch.String()
+			out.WriteString(n.Postgres + " " + s.Groups[id].Epoch.String())
 		}
-		out += ";"
+		out.WriteString(";")
 	}
-	return out
+	return out.String()
 }

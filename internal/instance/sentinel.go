@@ -32,10 +32,9 @@ type Sentinel struct {
 	taken  chan struct{}
 	once   sync.Once
 
-	mu      sync.Mutex
-	client  *fence.Client
-	last    fence.Status
-	adopted bool
+	mu     sync.Mutex
+	client *fence.Client
+	last   fence.Status
 }
 
 // OpenSentinel connects to the sentinel that runs, or starts one.

@@ -147,7 +147,7 @@ func (s *sentinel) start(r *StartRequest) error {
 		return err
 	}
 	s.take(pm)
-	s.log.Info("PostgreSQL started as standby", "postmaster", pm.pid, "dir", pm.dir)
+	s.log.Info("server started as standby", "postmaster", pm.pid, "dir", pm.dir)
 	return nil
 }
 
@@ -174,7 +174,7 @@ func (s *sentinel) adopt(r *AdoptRequest) error {
 	}
 	pm.watch()
 	s.take(pm)
-	s.log.Info("PostgreSQL adopted", "postmaster", pm.pid, "dir", pm.dir, "primary", s.guard.primary)
+	s.log.Info("server adopted", "postmaster", pm.pid, "dir", pm.dir, "primary", s.guard.primary)
 	return nil
 }
 

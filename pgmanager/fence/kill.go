@@ -11,8 +11,8 @@ import (
 
 // Backoff between two looks at what a kill has left.
 const (
-	napMin = 2 * time.Millisecond
-	napMax = 50 * time.Millisecond
+	firstNap   = 2 * time.Millisecond
+	longestNap = 50 * time.Millisecond
 )
 
 // Processes lists the pids whose working directory is dataDir, which is where PostgreSQL's processes stay. The caller must be allowed to look at
@@ -32,7 +32,7 @@ func Processes(dataDir string) ([]int, error) {
 // KillAll kills every process of the PostgreSQL in dataDir, whoever their parent is, and returns nil once none is left. When ctx ends first,
 // the error tells how many are.
 func KillAll(ctx context.Context, dataDir string) error {
-	nap := napMin
+	nap := firstNap
 	for {
 		left, err := sweep(dataDir)
 		if left == 0 && err == nil {
@@ -42,7 +42,7 @@ func KillAll(ctx context.Context, dataDir string) error {
 		case <-ctx.Done():
 			return fmt.Errorf("kill PostgreSQL in %s: %d processes left: %w", dataDir, left, errors.Join(ctx.Err(), err))
 		case <-time.After(nap):
-			nap = min(2*nap, napMax)
+			nap = min(2*nap, longestNap)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func (p *postmaster) signal(sig unix.Signal) error {
 	} else {
 		err = unix.Kill(p.pid, sig)
 	}
-	if err != nil && err != unix.ESRCH {
+	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal postmaster %d: %w", p.pid, err)
 	}
 	return nil
@@ -133,7 +133,7 @@ func openLog(r StartRequest) (*os.File, error) {
 func (p *postmaster) orderPromotion(valid func() bool) (done bool, err error) {
 	f, err := readPidFile(p.dir)
 	if err != nil || f.pid != p.pid || f.state == "" {
-		return false, nil
+		return false, nil //nolint:nilerr // not there yet
 	}
 	trigger := filepath.Join(p.dir, "promote")
 	if err := p.create(trigger); err != nil {

@@ -33,27 +33,32 @@ var golden = []struct {
 		`{"id":4,"op":"start","start":{"argv":["/bin/postgres","-D","/d"],"env":["A=b"],"dir":"/d","uid":101,"gid":104,"groups":[7],"log_file":"/l"}}`,
 	},
 	{
-		"deadline", Request{ID: 5, Op: OpDeadline, Deadline: &goldenDeadline},
+		"deadline",
+		Request{ID: 5, Op: OpDeadline, Deadline: &goldenDeadline},
 		`{"id":5,"op":"deadline","deadline":{"instance":"ab12","epoch":{"inc":1,"n":17},"raw_ns":5000000001,"boot_ns":6000000002}}`,
 	},
 	{"promote", Request{ID: 6, Op: OpPromote, Epoch: &Epoch{Inc: 1, N: 17}}, `{"id":6,"op":"promote","epoch":{"inc":1,"n":17}}`},
 	{
-		"stop", Request{ID: 7, Op: OpStop, Stop: &StopRequest{Mode: Fast, TimeoutMS: 3000}},
+		"stop",
+		Request{ID: 7, Op: OpStop, Stop: &StopRequest{Mode: Fast, TimeoutMS: 3000}},
 		`{"id":7,"op":"stop","stop":{"mode":"fast","timeout_ms":3000}}`,
 	},
 	{
-		"stop immediate", Request{ID: 7, Op: OpStop, Stop: &StopRequest{Mode: Immediate}},
+		"stop immediate",
+		Request{ID: 7, Op: OpStop, Stop: &StopRequest{Mode: Immediate}},
 		`{"id":7,"op":"stop","stop":{"mode":"immediate","timeout_ms":0}}`,
 	},
 	{"kill", Request{ID: 8, Op: OpKill}, `{"id":8,"op":"kill"}`},
 	{
-		"adopt", Request{ID: 9, Op: OpAdopt, Adopt: &AdoptRequest{PID: 42, Dir: "/d", GraceMS: 9000}},
+		"adopt",
+		Request{ID: 9, Op: OpAdopt, Adopt: &AdoptRequest{PID: 42, Dir: "/d", GraceMS: 9000}},
 		`{"id":9,"op":"adopt","adopt":{"pid":42,"dir":"/d","grace_ms":9000}}`,
 	},
 	{"shutdown", Request{ID: 10, Op: OpShutdown}, `{"id":10,"op":"shutdown"}`},
 	{"done", Response{ID: 2}, `{"id":2}`},
 	{
-		"greeting", Response{ID: 1, Version: "1.0.0", Status: &Status{Instance: "ab12", SentinelPID: 7, Role: RoleNone}},
+		"greeting",
+		Response{ID: 1, Version: "1.0.0", Status: &Status{Instance: "ab12", SentinelPID: 7, Role: RoleNone}},
 		`{"id":1,"version":"1.0.0","status":{"instance":"ab12","sentinel_pid":7,"postmaster":0,"role":"none","epoch":{"inc":0,"n":0},"weak":false,"left":0}}`,
 	},
 	{
@@ -69,11 +74,13 @@ var golden = []struct {
 	},
 	{"refusal", Response{ID: 4, Code: ErrNotStandby, Error: "why"}, `{"id":4,"code":"not_standby","error":"why"}`},
 	{
-		"exited", Event{Kind: Exited, Reason: "why", Status: &Status{Instance: "ab12", SentinelPID: 7, Role: RoleNone}},
+		"exited",
+		Event{Kind: Exited, Reason: "why", Status: &Status{Instance: "ab12", SentinelPID: 7, Role: RoleNone}},
 		`{"event":"exited","reason":"why","status":{"instance":"ab12","sentinel_pid":7,"postmaster":0,"role":"none","epoch":{"inc":0,"n":0},"weak":false,"left":0}}`,
 	},
 	{
-		"role", Event{Kind: RoleChange, Status: &Status{Instance: "ab12", SentinelPID: 7, Postmaster: 42, Role: RoleStandby, Left: 1}},
+		"role",
+		Event{Kind: RoleChange, Status: &Status{Instance: "ab12", SentinelPID: 7, Postmaster: 42, Role: RoleStandby, Left: 1}},
 		`{"event":"role","status":{"instance":"ab12","sentinel_pid":7,"postmaster":42,"role":"standby","epoch":{"inc":0,"n":0},"weak":false,"left":1}}`,
 	},
 	{"fenced", Event{Kind: Fenced, Reason: "why"}, `{"event":"fenced","reason":"why"}`},

@@ -273,7 +273,7 @@ func (s *sentinel) startKill(reason string) {
 	if s.phase == killing {
 		return
 	}
-	s.phase, s.reason, s.nap, s.killSince, s.lingers = killing, reason, napMin, Clock(), false
+	s.phase, s.reason, s.nap, s.killSince, s.lingers = killing, reason, firstNap, Clock(), false
 	if !s.pm.adopted() && s.exit == nil {
 		if err := s.pm.signal(unix.SIGKILL); err != nil {
 			s.log.Error("kill postmaster", "error", err)
@@ -291,7 +291,7 @@ func (s *sentinel) killPass(now Stamp) {
 		s.finish()
 		return
 	}
-	s.nap = min(2*s.nap, napMax)
+	s.nap = min(2*s.nap, longestNap)
 	if !s.lingers && now.Until(s.killSince) > lingerNotice {
 		s.lingers = true
 		s.log.Error("processes do not end after SIGKILL", "left", left)
@@ -325,7 +325,7 @@ func (s *sentinel) killOnce() (int, error) {
 
 // finish reports that nothing is left.
 func (s *sentinel) finish() {
-	s.log.Info("PostgreSQL ended", "postmaster", s.pm.pid, "code", s.exit.Code, "signal", s.exit.Signal, "fenced", s.exit.Fenced, "reason", s.exit.Reason)
+	s.log.Info("server ended", "postmaster", s.pm.pid, "code", s.exit.Code, "signal", s.exit.Signal, "fenced", s.exit.Fenced, "reason", s.exit.Reason)
 	if s.pm.adopted() {
 		_ = unix.Close(s.pm.pidfd)
 	}

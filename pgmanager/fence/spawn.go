@@ -2,6 +2,7 @@ package fence
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -46,7 +47,7 @@ func Spawn(ctx context.Context, cfg SpawnConfig) error {
 }
 
 func await(ctx context.Context, cfg SpawnConfig, ended <-chan error) error {
-	for nap := napMin; ; nap = min(2*nap, napMax) {
+	for nap := firstNap; ; nap = min(2*nap, longestNap) {
 		_, err := Peek(ctx, cfg.Socket)
 		if err == nil {
 			return nil
@@ -56,7 +57,7 @@ func await(ctx context.Context, cfg SpawnConfig, ended <-chan error) error {
 			if _, err := Peek(ctx, cfg.Socket); err == nil {
 				return nil // another was quicker and holds the lock
 			}
-			return fmt.Errorf("start sentinel: it ended at once (%v): see %s", exit, cfg.LogFile)
+			return fmt.Errorf("start sentinel: %w", errors.Join(errors.New("it ended at once: see "+cfg.LogFile), exit))
 		case <-ctx.Done():
 			return fmt.Errorf("start sentinel: no answer on %s (%w): see %s", cfg.Socket, err, cfg.LogFile)
 		case <-time.After(nap):

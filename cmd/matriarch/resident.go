@@ -1,4 +1,4 @@
-package obs
+package main
 
 import (
 	"bufio"
@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DropStartup gives back the pages of the program file that only start-up touched. They are clean pages of a file: what is
+// dropStartup gives back the pages of the program file that only start-up touched. They are clean pages of a file: what is
 // needed again is read again. It returns how many bytes of mappings it looked at; a failure costs nothing but memory.
-func DropStartup() (bytes uint64, err error) {
+func dropStartup() (bytes uint64, err error) {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return 0, fmt.Errorf("find our own program: %w", err)

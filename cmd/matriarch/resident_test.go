@@ -1,4 +1,4 @@
-package obs
+package main
 
 import (
 	"os"
@@ -28,7 +28,7 @@ func residentFile(t *testing.T) int {
 
 func TestDropStartupGivesPagesBack(t *testing.T) {
 	before := residentFile(t)
-	n, err := DropStartup()
+	n, err := dropStartup()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/internal/identity"
+)
+
+// stateChanged runs after every applied entry and must not block.
+func (n *node) stateChanged(prev, next *fsm.State) {
+	if n.agent != nil {
+		n.agent.Changed()
+	}
+	if n.conductor != nil {
+		n.conductor.Changed()
+	}
+	if len(prev.Nodes) != len(next.Nodes) || !slices.Equal(peersOf(prev), peersOf(next)) {
+		select {
+		case n.changed <- struct{}{}:
+		default:
+		}
+	}
+	n.observeEvents(prev, next)
+}
+
+func peersOf(s *fsm.State) []identity.Peer {
+	var out []identity.Peer
+	for _, id := range s.NodeIDs() {
+		out = append(out, identity.Peer{ID: id, Name: s.Nodes[id].Name, Addr: s.Nodes[id].Peer})
+	}
+	return out
+}
+
+// keepPeers keeps the list of first contacts fresh, and tells the cluster what this node's configuration says of it.
+func (n *node) keepPeers(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.changed:
+		}
+		s := n.consensus.State()
+		if peers := peersOf(s); len(peers) > 0 {
+			if err := n.dir.SavePeers(peers); err != nil {
+				n.log.Warn("known peers not written", "error", err)
+			}
+		}
+		n.announceSelf(ctx, s)
+	}
+}
+
+// announceSelf proposes what the configuration says of this node, if the state says otherwise.
+func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
+	have, ok := s.Nodes[n.id.NodeID]
+	if !ok {
+		return
+	}
+	want := nodeOf(n.cfg, n.id.NodeID)
+	want.Joined, want.Report = have.Joined, have.Report
+	if sameNode(have, want) {
+		return
+	}
+	pctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	res, err := n.consensus.Submit(pctx, fsm.NodePut{Node: want})
+	if err != nil || !res.OK {
+		n.log.Warn("the cluster did not take what this node's configuration says of it", "reason", res.Reason, "error", err)
+	}
+}
