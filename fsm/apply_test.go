@@ -68,7 +68,6 @@ func with(n Node, f func(*Node)) Node { f(&n); return n }
 
 //go:fix inline
 
-
 func opTo(id NodeID, trust bool) OperationPut {
 	return OperationPut{Group: 0, Operation: Operation{ID: "op", Kind: "failover", To: id, Trust: trust, By: "me"}}
 }

@@ -73,12 +73,11 @@ type mclock struct {
 }
 
 type keepalive struct {
-	node     int
-	sent     Stamp
-	epoch    fsm.Epoch
-	answered bool // by whom it was proposed: yes
-	lease    fsm.Lease
-	deliver  time.Duration
+	node    int
+	sent    Stamp
+	epoch   fsm.Epoch
+	lease   fsm.Lease
+	deliver time.Duration
 }
 
 type logEntry struct {
