@@ -83,6 +83,17 @@ func (n *nemesis) target() *machine {
 
 func (n *nemesis) one() {
 	w, m := n.w, n.target()
+	if w.chance(0.3) {
+		recipe := n.twice
+		switch {
+		case w.liars && w.chance(0.5):
+			recipe = n.lateThaw
+		case w.chance(0.4):
+			recipe = n.shrink
+		}
+		n.pending.Go(func() { recipe(m.group) })
+		return
+	}
 	dice := int(w.draw(0, 99))
 	switch {
 	case dice < 12:
@@ -97,7 +108,7 @@ func (n *nemesis) one() {
 		}
 		w.mu.Unlock()
 	case dice < 45:
-		n.powerCut(m)
+		n.powerCut(m, w.draw(100*time.Millisecond, 15*time.Second))
 	case dice < 53:
 		n.freezeAgent(m)
 	case dice < 60:
@@ -112,7 +123,7 @@ func (n *nemesis) one() {
 		n.slowLink(m, n.any())
 	default:
 		for _, o := range w.machines {
-			n.powerCut(o)
+			n.powerCut(o, w.draw(100*time.Millisecond, 8*time.Second))
 		}
 	}
 }
@@ -149,7 +160,7 @@ func (n *nemesis) killSentinel(m *machine) {
 }
 
 // powerCut ends everything at once; what was on its way is lost.
-func (n *nemesis) powerCut(m *machine) {
+func (n *nemesis) powerCut(m *machine, wait time.Duration) {
 	if !n.take(m, "power cut") {
 		return
 	}
@@ -162,7 +173,6 @@ func (n *nemesis) powerCut(m *machine) {
 		p.kill("power cut")
 	}
 	w.mu.Unlock()
-	wait := w.draw(100*time.Millisecond, 15*time.Second)
 	n.pending.Go(func() {
 		m.agent.kill()
 		w.net.Kill(m.pgHost)
@@ -207,33 +217,38 @@ func (n *nemesis) freezeMachine(m *machine) {
 	if !n.take(m, "everything stops") {
 		return
 	}
-	w, p := n.w, m.agent
-	p.gate.shut()
+	n.stopMachine(m)
+	n.later(n.w.draw(200*time.Millisecond, 9*time.Second), func() { n.goOn(m); n.free(m) })
+}
+
+func (n *nemesis) stopMachine(m *machine) {
+	w := n.w
+	m.agent.gate.shut()
 	w.net.Freeze(m.host)
 	w.net.Freeze(m.pgHost)
 	w.mu.Lock()
-	s := m.sentinel
+	defer w.mu.Unlock()
 	m.frozen = true
-	s.freeze()
+	m.sentinel.freeze()
+	w.judgeWriters(m)
+}
+
+func (n *nemesis) goOn(m *machine) {
+	w := n.w
+	w.mu.Lock()
+	if r := m.server.proc; r != nil && !r.epoch.IsZero() && m.sentinel.left(r.epoch) <= 0 {
+		r.kill("fenced as the machine goes on") // the sentinel has priority over everything it watches
+	}
+	m.frozen = false
+	m.sentinel.thaw()
+	if r := m.server.proc; r != nil {
+		r.cond.Broadcast()
+	}
 	w.judgeWriters(m)
 	w.mu.Unlock()
-	n.later(w.draw(200*time.Millisecond, 9*time.Second), func() {
-		w.mu.Lock()
-		if r := m.server.proc; r != nil && !r.epoch.IsZero() && s.left(r.epoch) <= 0 {
-			r.kill("fenced as the machine goes on") // the sentinel has priority over everything it watches
-		}
-		m.frozen = false
-		s.thaw()
-		if r := m.server.proc; r != nil {
-			r.cond.Broadcast()
-		}
-		w.judgeWriters(m)
-		w.mu.Unlock()
-		w.net.Thaw(m.host)
-		w.net.Thaw(m.pgHost)
-		p.gate.open()
-		n.free(m)
-	})
+	w.net.Thaw(m.host)
+	w.net.Thaw(m.pgHost)
+	m.agent.gate.open()
 }
 
 // isolate cuts a machine off from everybody, its own two halves excepted.

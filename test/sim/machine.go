@@ -35,8 +35,9 @@ type machine struct {
 	server       *server
 	sentinel     *sentinel
 	agent        *process
-	frozen       bool // the whole machine
-	off          bool
+	frozen       bool         // the whole machine
+	lost         atomic.Int64 // what its clocks missed while they stood still
+	priority     int
 	lastReceiver string
 }
 
@@ -54,9 +55,10 @@ func (w *World) addMachine(group fsm.GroupID) (*machine, error) {
 	n := len(w.machines) + 1
 	m := &machine{
 		w: w, id: fsm.NodeID(fmt.Sprintf("00000000-0000-4000-8000-%012d", n)), name: fmt.Sprint("n", n), group: group,
-		host: fmt.Sprint("n", n), pgHost: fmt.Sprint("p", n), off: true,
+		host: fmt.Sprint("n", n), pgHost: fmt.Sprint("p", n),
 		raw: 1 + (w.rng.Float64()*2-1)*lease.Drift/1000, boot: 1 + (w.rng.Float64()*2-1)*0.02,
 	}
+	m.priority = w.rng.IntN(3)
 	m.server = &server{w: w, m: m, lineage: map[fsm.Timeline]fsm.Epoch{}, credentials: map[fsm.Epoch]bool{}}
 	w.machines = append(w.machines, m)
 	key, csr, err := transport.NewKeyAndCSR()
@@ -72,12 +74,12 @@ func (w *World) addMachine(group fsm.GroupID) (*machine, error) {
 }
 
 func (m *machine) node() fsm.Node {
-	return fsm.Node{ID: m.id, Name: m.name, Group: m.group, Peer: m.host + ":7400", Postgres: m.pgHost + ":5432", Protocol: fsm.Protocol}
+	return fsm.Node{ID: m.id, Name: m.name, Group: m.group, Peer: m.host + ":7400", Postgres: m.pgHost + ":5432", Protocol: fsm.Protocol, Tags: fsm.Tags{FailoverPriority: m.priority}}
 }
 
 // clock reads both clocks, which start anywhere and run at rates of their own.
 func (m *machine) clock() lease.Stamp {
-	e := float64(time.Since(m.w.began))
+	e := float64(time.Since(m.w.began) - time.Duration(m.lost.Load()))
 	return lease.Stamp{Raw: time.Hour + time.Duration(e*m.raw), Boot: 2*time.Hour + time.Duration(e*m.boot)}
 }
 

@@ -98,6 +98,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 			why = w.violated()
 		}
 	}()
+	w.liars = w.seed%5 == 4
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}
@@ -112,7 +113,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 	clients := w.startClients(ctx, len(groups))
 	for round := range 2 {
 		n := &nemesis{w: w, ctx: ctx, busy: map[*machine]string{}}
-		n.run(20 * time.Second)
+		n.run(24 * time.Second)
 		if why := w.violated(); why != "" {
 			return why
 		}

@@ -24,6 +24,7 @@ type World struct {
 	ctx   context.Context // of everything in the bubble
 
 	mu         sync.Mutex
+	liars      bool // clocks may stand still: then nothing keeps two servers from writing, but nothing acknowledged may be lost
 	rng        *rand.Rand
 	machines   []*machine
 	groups     map[fsm.GroupID]*groupTruth
@@ -167,7 +168,7 @@ func (w *World) judgeWriters(m *machine) {
 			names = append(names, fmt.Sprintf("%s (epoch %s, timeline %d)", p.m.name, p.epoch, p.s.dir.tl))
 		}
 	}
-	if len(names) > 1 {
+	if len(names) > 1 && !w.liars {
 		w.violate("group %d has %d servers that accept writes: %v", m.group, len(names), names)
 	}
 }

@@ -1,0 +1,118 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"matriarch/fsm"
+)
+
+// Recipes are sequences that random faults hit too seldom: each is the schedule of a way in which careless versions lose writes.
+
+// lease is the newest lease of a group that any running node knows.
+func (w *World) lease(id fsm.GroupID) (fsm.Epoch, *machine) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var g fsm.Group
+	for _, m := range w.machines {
+		if m.agent == nil {
+			continue
+		}
+		if s := m.agent.node.State(); g.Epoch.Less(s.Groups[id].Epoch) {
+			g = s.Groups[id]
+		}
+	}
+	return g.Epoch, w.byID(g.LastHolder)
+}
+
+// cast gives the primary of a group and its standbys in random order.
+func (n *nemesis) cast(id fsm.GroupID) (p *machine, standbys []*machine) {
+	_, p = n.w.lease(id)
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	for _, m := range n.w.machines {
+		if m.group == id && m != p {
+			standbys = append(standbys, m)
+		}
+	}
+	n.w.rng.Shuffle(len(standbys), func(i, j int) { standbys[i], standbys[j] = standbys[j], standbys[i] })
+	return p, standbys
+}
+
+// nextHolder waits for the next Grant.
+func (n *nemesis) nextHolder(id fsm.GroupID, after fsm.Epoch, within time.Duration) *machine {
+	for end := time.Now().Add(within); time.Now().Before(end) && pause(n.ctx, 5*time.Millisecond) == nil; {
+		if e, m := n.w.lease(id); after.Less(e) {
+			return m
+		}
+	}
+	return nil
+}
+
+// laggard slows the stream to one standby, which stays connected.
+func (n *nemesis) laggard(p, s *machine) {
+	n.w.note("FAULT the stream from %s to %s lags", p.name, s.name)
+	n.w.net.SetDelay(p.pgHost, s.pgHost, n.w.draw(700*time.Millisecond, 2500*time.Millisecond))
+	n.later(n.w.draw(4*time.Second, 20*time.Second), func() { n.w.net.SetDelay(p.pgHost, s.pgHost, 500*time.Microsecond) })
+}
+
+// twice takes the primary, and then the next holder just after its Grant, perhaps with a standby behind both.
+func (n *nemesis) twice(id fsm.GroupID) {
+	p, standbys := n.cast(id)
+	if p == nil || slices.Contains(standbys, nil) {
+		return
+	}
+	if n.w.chance(0.5) {
+		n.laggard(p, standbys[0])
+		_ = pause(n.ctx, n.w.draw(500*time.Millisecond, 2*time.Second))
+	}
+	before, _ := n.w.lease(id)
+	if n.w.chance(0.5) {
+		n.w.mu.Lock()
+		if r := p.server.proc; r != nil {
+			r.kill("killed")
+		}
+		n.w.mu.Unlock()
+	} else {
+		n.powerCut(p, n.w.draw(6*time.Second, 20*time.Second))
+	}
+	for range 1 + int(n.w.draw(0, 1)) {
+		next := n.nextHolder(id, before, 9*time.Second)
+		if next == nil {
+			return
+		}
+		before, _ = n.w.lease(id)
+		_ = pause(n.ctx, n.w.draw(0, 600*time.Millisecond))
+		n.powerCut(next, n.w.draw(6*time.Second, 18*time.Second))
+	}
+}
+
+// shrink takes the standby that confirms, waits for the set to shrink to the one that lags, and takes the primary.
+func (n *nemesis) shrink(id fsm.GroupID) {
+	p, standbys := n.cast(id)
+	if p == nil || len(standbys) < 2 {
+		return
+	}
+	n.laggard(p, standbys[0])
+	_ = pause(n.ctx, n.w.draw(500*time.Millisecond, 3*time.Second))
+	n.powerCut(standbys[1], n.w.draw(8*time.Second, 20*time.Second))
+	_ = pause(n.ctx, n.w.draw(1900*time.Millisecond, 3500*time.Millisecond))
+	n.powerCut(p, n.w.draw(8*time.Second, 20*time.Second))
+}
+
+// lateThaw stops the primary's machine with its clocks until another has been granted the lease, and lets it go on about then. Nothing
+// can keep such a machine from writing; what it acknowledges must not be lost all the same.
+func (n *nemesis) lateThaw(id fsm.GroupID) {
+	p, _ := n.cast(id)
+	if p == nil || !n.take(p, "everything stops, the clocks too") {
+		return
+	}
+	before, _ := n.w.lease(id)
+	at := time.Now()
+	n.stopMachine(p)
+	n.nextHolder(id, before, 12*time.Second)
+	_ = pause(n.ctx, n.w.draw(0, 700*time.Millisecond))
+	p.lost.Add(int64(time.Since(at)))
+	n.goOn(p)
+	n.free(p)
+}
