@@ -35,6 +35,8 @@ type Cluster struct {
 
 	net  string // 127.x.y
 	lock net.Listener
+
+	broken bool // a chapter ended in the middle
 }
 
 // New makes room for a cluster: a directory and a network of its own. The cluster has no Citus unless Flags is changed.
@@ -61,16 +63,17 @@ func New(t *testing.T) *Cluster {
 	return c
 }
 
-// Run runs a chapter of the test's story on the same cluster. After a chapter that failed the others make no sense.
+// Run runs a chapter of the test's story on the same cluster. After a chapter that ended in the middle the others make no sense.
 func (c *Cluster) Run(name string, f func(t *testing.T)) {
 	whole := c.T
 	defer func() { c.T = whole }()
 	whole.Run(name, func(t *testing.T) {
-		if whole.Failed() {
-			t.Skip("an earlier chapter failed")
+		if c.broken {
+			t.Skip("an earlier chapter ended in the middle")
 		}
-		c.T = t
+		c.T, c.broken = t, true
 		f(t)
+		c.broken = false
 	})
 }
 
@@ -131,7 +134,7 @@ func (c *Cluster) Bootstrap(name string, extra ...string) *Node {
 	if r.Code != 0 {
 		c.T.Fatalf("bootstrap %s: exit %d\n%s%s", name, r.Code, r.Out, r.Err)
 	}
-	c.Token = tokenOf(c.T, r.Out)
+	c.Token = TokenOf(c.T, r.Out)
 	n.Start()
 	return n
 }
@@ -142,7 +145,8 @@ func (n *Node) BootstrapOnly(extra ...string) Result {
 	return cli(n.c.T, n.bin, "", slices.Concat([]string{"--output", "json", "bootstrap"}, n.HostFlags(), extra)...)
 }
 
-func tokenOf(t testing.TB, out string) string {
+// TokenOf finds the token in what bootstrap or `token create` printed as JSON.
+func TokenOf(t testing.TB, out string) string {
 	t.Helper()
 	var made struct {
 		Token string `json:"token"`
@@ -184,7 +188,7 @@ func (n *Node) NewToken(args ...string) string {
 	if r.Code != 0 {
 		n.c.T.Fatalf("make a token: %s", r.Err)
 	}
-	return tokenOf(n.c.T, r.Out)
+	return TokenOf(n.c.T, r.Out)
 }
 
 // Eventually polls until check has no error; the last one tells why it failed.

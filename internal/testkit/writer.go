@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"matriarch/internal/config"
 	"matriarch/internal/identity"
 )
 
@@ -37,7 +38,11 @@ func (n *Node) Connect(ctx context.Context, database string) (*pgx.Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	return connect(ctx, n.PG(), "postgres", pass, database, "")
+	cfg, err := config.Load(n.Config())
+	if err != nil {
+		return nil, err
+	}
+	return connect(ctx, n.PG(), cfg.PostgreSQL.Superuser, pass, database, "")
 }
 
 func connect(ctx context.Context, hosts, user, password, database, options string) (*pgx.Conn, error) {

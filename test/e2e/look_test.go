@@ -48,3 +48,41 @@ func waitsForMore(st admin.Status) error {
 	}
 	return nil
 }
+
+// status is the leader's picture.
+type status = admin.Status
+
+var errNotYet = errors.New("not yet")
+
+// streams: the node says that it streams.
+func streams(st status, n *testkit.Node) error {
+	if s := st.State.Nodes[n.ID()].Report.State; s != "streaming" {
+		return fmt.Errorf("it is %s", s)
+	}
+	return nil
+}
+
+// initDB makes a data directory that Matriarch knows nothing of.
+func initDB(t *testing.T, n *testkit.Node) {
+	t.Helper()
+	if err := os.MkdirAll(n.Dir, 0o755); err != nil { //nolint:gosec // PostgreSQL's own user passes through it
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(n.DataDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	give(t, n.DataDir(), "postgres")
+	tool(t, "", "initdb", "-D", n.DataDir(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-k")
+}
+
+// give makes a file another user's, as far as we may.
+func give(t *testing.T, path, name string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return
+	}
+	uid, gid := testkit.IDs(t, name)
+	if err := os.Chown(path, int(uid), int(gid)); err != nil {
+		t.Fatal(err)
+	}
+}
