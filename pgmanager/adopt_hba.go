@@ -110,15 +110,24 @@ func (m *Manager) keepAdopted(w Conf) (changed bool, err error) {
 	return changed, errors.Join(err, m.ensureInclude(m.cfg.DataDir))
 }
 
-// leaveHBA gives the user's pg_hba.conf back: from its next start on the server goes by the generated file.
+// leaveHBA takes our block out of the user's pg_hba.conf, and out of the copy that a clone or rewind brought along: from its next
+// start on the server goes by the generated file.
 func (m *Manager) leaveHBA() error {
 	a, err := readAdopted(m.cfg)
-	if err != nil || a.HBAFile == "" {
+	if err != nil {
 		return err
 	}
-	_, err = edit(a.HBAFile, func(b []byte) []byte { return withBlock(b, nil) })
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		m.log.Warn("our lines stay in the former pg_hba.conf", "path", a.HBAFile, "error", err)
+	for _, path := range []string{a.HBAFile, filepath.Join(m.cfg.DataDir, "pg_hba.conf")} {
+		if path == "" {
+			continue
+		}
+		_, err := edit(path, func(b []byte) []byte { return withBlock(b, nil) })
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			m.log.Warn("our lines stay in the former pg_hba.conf", "path", path, "error", err)
+		}
+	}
+	if a.HBAFile == "" {
+		return nil
 	}
 	a.HBAFile = ""
 	return m.writeAdopted(a)

@@ -208,6 +208,9 @@ func TestAdoptRunning(t *testing.T) {
 	if now, err := os.ReadFile(hba); err != nil || !bytes.Equal(now, before) {
 		t.Errorf("its pg_hba.conf is not as it was (%v):\n%s", err, now)
 	}
+	n.edit("pg_hba.conf", func(old string) string { return string(withBlock([]byte(old), []byte("local all m trust\n"))) })
+	n.end(syscall.SIGINT)
+	n.start() // with the file of another node's copy
 	n.apply(Conf{Phase: pgconf.Members})
 	if now, err := os.ReadFile(hba); err != nil || !bytes.Equal(now, before) {
 		t.Errorf("its former pg_hba.conf was written again: %v", err)
