@@ -44,7 +44,7 @@ race: ## run the fast tests under the race detector
 	@CGO_ENABLED=1 $(GOTEST) -race -short -p $(PARALLEL) -timeout 15m ./...
 
 sim: ## simulate the whole cluster with seeded faults: make sim SEEDS=n
-	@MATRIARCH_SIM_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 0 -run TestSim ./test/sim
+	@MATRIARCH_SIM_SEEDS=$(SEEDS) $(GOTEST) -count=1 -timeout 0 -run TestSeeds ./test/sim
 
 check: vet lint race ## what a change must pass besides the tests
 

@@ -37,6 +37,8 @@ type Config struct {
 	OnFatal func(error)
 	// OnChange is called after every applied entry, by one goroutine. It must not block.
 	OnChange func(prev, next *fsm.State)
+	// OnTick is told how long each tick's commit took, on the leader. It must not block.
+	OnTick func(time.Duration)
 	// OnPeer is a hint of gossip that a node came or went. It must not block.
 	OnPeer func(id fsm.NodeID, alive bool)
 	// Lead runs while this node leads, and must return when ctx ends.
@@ -46,7 +48,7 @@ type Config struct {
 // Timing holds what tests and slow disks may change; zero values mean the defaults.
 type Timing struct {
 	Heartbeat, Election, Lease time.Duration // 500, 500 and 400 ms
-	Commit                     time.Duration // 250 ms: how late a follower learns what is committed when nothing follows
+	Commit                     time.Duration // 50 ms: how late a follower learns what is committed when nothing follows
 	Transport                  time.Duration // 2 s: for one message between peers
 	Patience                   time.Duration // 1 s: with the leader's own log write
 	SnapshotThreshold          uint64        // 1024 entries

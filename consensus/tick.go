@@ -151,6 +151,9 @@ func (t *term) append(ctx context.Context, wg *sync.WaitGroup, data []byte, s se
 	wg.Go(func() {
 		o := result(future)
 		t.slow.note(time.Since(began))
+		if t.n.cfg.OnTick != nil {
+			t.n.cfg.OnTick(time.Since(began))
+		}
 		then(o)
 		select {
 		case t.settled <- s:

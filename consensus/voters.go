@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -55,7 +56,7 @@ func (n *Node) reconcile(t *term, s *fsm.State) bool {
 	servers := f.Configuration().Servers
 	for _, id := range s.NodeIDs() {
 		if !slices.ContainsFunc(servers, func(v raft.Server) bool { return v.ID == raft.ServerID(id) }) {
-			return n.change("node joins Raft", id, "", t.rf.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), f.Index(), changeTimeout))
+			return n.change(t, "node joins Raft", id, "", t.rf.AddNonvoter(raft.ServerID(id), raft.ServerAddress(id), f.Index(), changeTimeout))
 		}
 	}
 	electors := n.electors(t, s, servers)
@@ -67,27 +68,29 @@ func (n *Node) reconcile(t *term, s *fsm.State) bool {
 			return n.moveTo(t, electors, "this node was removed from the cluster")
 		}
 		if v.Suffrage != raft.Voter || decide.MayLose(electors, fsm.NodeID(v.ID)) {
-			return n.change("node leaves Raft", fsm.NodeID(v.ID), "", t.rf.RemoveServer(v.ID, f.Index(), changeTimeout))
+			return n.change(t, "node leaves Raft", fsm.NodeID(v.ID), "", t.rf.RemoveServer(v.ID, f.Index(), changeTimeout))
 		}
 	}
 	c := decide.Voters(electors, s.Cluster.Settings.DeadVoterAfter)
 	switch id := raft.ServerID(c.Node); {
 	case c.Op == decide.AddVoter:
-		return n.change("node becomes a voter", c.Node, c.Reason, t.rf.AddVoter(id, raft.ServerAddress(c.Node), f.Index(), changeTimeout))
+		return n.change(t, "node becomes a voter", c.Node, c.Reason, t.rf.AddVoter(id, raft.ServerAddress(c.Node), f.Index(), changeTimeout))
 	case c.Op == decide.DemoteVoter && c.Node == n.cfg.ID:
 		return n.moveTo(t, electors, c.Reason)
 	case c.Op == decide.DemoteVoter:
-		return n.change("node is a voter no more", c.Node, c.Reason, t.rf.DemoteVoter(id, f.Index(), changeTimeout))
+		return n.change(t, "node is a voter no more", c.Node, c.Reason, t.rf.DemoteVoter(id, f.Index(), changeTimeout))
 	}
 	return false
 }
 
-func (n *Node) change(what string, id fsm.NodeID, reason string, f raft.IndexFuture) bool {
-	if err := f.Error(); err != nil {
+// change waits for a change of the servers. An entry follows at once: when replication overtakes the change, the library counts
+// what a new voter has only from the next entry on, and in a silent cluster there might never be one.
+func (n *Node) change(t *term, what string, id fsm.NodeID, reason string, f raft.IndexFuture) bool {
+	if err := errors.Join(t.rf.Barrier(changeTimeout).Error(), f.Error()); err != nil {
 		n.cfg.Log.Debug("change of Raft's servers not made", "change", what, "node", id, "error", err)
 		return true // look again before anything else is done
 	}
-	n.cfg.Log.Info("voters change", "what", what, "node", id, "name", n.State().Name(id), "reason", reason)
+	n.cfg.Log.Info(what, "node", id, "name", n.State().Name(id), "reason", reason)
 	return true
 }
 

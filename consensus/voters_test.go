@@ -116,10 +116,11 @@ func TestRecover(t *testing.T) {
 		all := h.cluster(0, 1, 2)
 		h.grant(all[1], 1, "i")
 		h.submit(all[1], fsm.TokenPut{Token: fsm.Token{ID: "kept", Uses: 3}})
+		survivor := all[2]
+		h.eventually(time.Second, "the survivor has it", func() bool { return survivor.State().Tokens["kept"].Uses == 3 })
 		for _, p := range all {
 			h.kill(p)
 		}
-		survivor := all[2]
 		seen, index, term, err := Inspect(survivor.dir)
 		if err != nil || index == 0 || term == 0 || seen.Tokens["kept"].Uses != 3 {
 			t.Fatalf("inspect: index %d, term %d, %v", index, term, err)

@@ -56,7 +56,7 @@ func bootstrap(c *cli.Context) error {
 	if _, err := os.Stat(c.String("config")); err == nil {
 		return fmt.Errorf("%s exists: bootstrap writes this file; move it away, or name another with --config", c.String("config"))
 	}
-	if _, err := checkHost(cfg); err != nil {
+	if _, err := checkHost(cfg, c.Bool("adopt")); err != nil {
 		return err
 	}
 	full := cfg.Complete()

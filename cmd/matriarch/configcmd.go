@@ -30,8 +30,12 @@ func (p *program) configVerb() *cli.Command {
 			},
 			{
 				Name: "set", Usage: "change settings of the cluster", ArgsUsage: "KEY=VALUE ...",
-				Description: settingsHelp() + "Example:\n   matriarch config set ttl=6s degrade_after=3s",
-				Action:      p.configSet,
+				Description: settingsHelp() + "With --group, the policy of one group:\n" +
+					"   mode                 quorum: a commit waits for a standby; off: it does not, and a failover may lose it\n" +
+					"   paused               true: no automatic change of primary\n" +
+					"Example:\n   matriarch config set ttl=6s degrade_after=3s\n   matriarch config set --group 2 mode=off",
+				Flags:  []cli.Flag{&cli.IntFlag{Name: "group", Usage: "the `GROUP` whose policy to change"}},
+				Action: p.configSet,
 			},
 		},
 	}
@@ -113,6 +117,9 @@ func (p *program) configSet(c *cli.Context) error {
 	if c.NArg() == 0 {
 		return usagef(c, "KEY=VALUE is missing")
 	}
+	if c.IsSet("group") {
+		return p.groupSet(c)
+	}
 	probe := fsm.DefaultSettings()
 	for _, a := range c.Args().Slice() {
 		if err := admin.SetSetting(&probe, a); err != nil {
@@ -138,4 +145,30 @@ func (p *program) configSet(c *cli.Context) error {
 		return err
 	}
 	return done(c, "set %s", strings.Join(c.Args().Slice(), " "))
+}
+
+// groupSet changes the policy of one group.
+func (p *program) groupSet(c *cli.Context) error {
+	set := fsm.GroupSet{Group: fsm.GroupID(c.Int("group"))}
+	for _, a := range c.Args().Slice() {
+		key, value, _ := strings.Cut(a, "=")
+		switch {
+		case key == "mode" && (value == string(fsm.Quorum) || value == string(fsm.Off)):
+			set.Mode = fsm.Mode(value)
+		case key == "paused" && (value == "true" || value == "false"):
+			paused := value == "true"
+			set.Paused = &paused
+		default:
+			return usagef(c, "%s: a group has mode=quorum, mode=off, paused=true and paused=false", a)
+		}
+	}
+	cl, err := p.connect(c)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	if err := submit(c, cl, admin.Request{GroupSet: &set}); err != nil {
+		return err
+	}
+	return done(c, "set %s for group %d", strings.Join(c.Args().Slice(), " "), set.Group)
 }

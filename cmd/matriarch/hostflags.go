@@ -121,8 +121,9 @@ func chooseAdvertise(cfg *config.Config) error {
 	return errors.New("this host has no address that others could reach: give one with --advertise HOST:PORT")
 }
 
-// checkHost looks for everything that would stop the node later, and changes nothing.
-func checkHost(cfg config.Config) (pgmanager.Tools, error) {
+// checkHost looks for everything that would stop the node later, and changes nothing. PostgreSQL's port may be in use by the
+// server to be adopted.
+func checkHost(cfg config.Config, adopt bool) (pgmanager.Tools, error) {
 	done := cfg.Complete()
 	done.Node.ID = "00000000-0000-4000-8000-000000000000" // drawn later
 	var errs []error
@@ -133,7 +134,11 @@ func checkHost(cfg config.Config) (pgmanager.Tools, error) {
 	if err != nil {
 		errs = append(errs, err)
 	}
-	for _, l := range [][2]string{{"--listen", done.Listen}, {"--api", done.API.Listen}} {
+	ports := [][2]string{{"--listen", done.Listen}, {"--api", done.API.Listen}}
+	if !adopt {
+		ports = append(ports, [2]string{"--pg-listen", done.PostgreSQL.Listen})
+	}
+	for _, l := range ports {
 		ln, err := net.Listen("tcp", l[1]) //nolint:noctx // a look whether the port is free
 		if err != nil {
 			errs = append(errs, portInUse(err, l[0], l[1]))

@@ -56,6 +56,9 @@ func join(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if old, err := config.Load(c.String("config")); err == nil && !c.IsSet("state-dir") {
+		cfg.StateDir = old.StateDir // a repeated join need not name it again
+	}
 	dir := identity.Dir(cfg.StateDir)
 	again, err := joinedBefore(dir, token, &cfg, c)
 	if err != nil {
@@ -84,6 +87,9 @@ func join(c *cli.Context) error {
 		return err
 	}
 	if err := takeAccess(&cfg, res.Settings); err != nil {
+		return err
+	}
+	if err := leaveOldLog(dir, cfg.Complete().RaftDir, res.Incarnation); err != nil {
 		return err
 	}
 	if err := enter(dir, cfg, d, res); err != nil {
@@ -127,7 +133,7 @@ func hostTools(cfg config.Config, again string) (pgmanager.Tools, error) {
 	if again != "" {
 		return pgmanager.Find(cfg.PostgreSQL.BinDir)
 	}
-	return checkHost(cfg)
+	return checkHost(cfg, false)
 }
 
 // draft is what must not change between two tries of one join: else the first would have taken the name.
@@ -172,6 +178,26 @@ func joinRequest(cfg config.Config, d draft, pgMajor int) transport.JoinRequest 
 		NodeID: cfg.Node.ID, Name: n.Name, CSR: d.CSR, Group: int(n.Group), Zone: n.Zone, Tags: tagsToWire(n.Tags), Version: version,
 		Addresses: transport.Addresses{Peer: n.Peer, PG: n.Postgres, API: n.API}, Now: time.Now(), PGVersion: pgMajor,
 	}
+}
+
+// leaveOldLog sets the Raft log of an older incarnation aside. It names the voters of then: two nodes that kept theirs would
+// elect each other and overwrite what was recovered.
+func leaveOldLog(dir identity.Dir, raftDir string, incarnation uint64) error {
+	if !dir.Exists() {
+		return nil
+	}
+	id, err := dir.Load()
+	if err != nil {
+		return err
+	}
+	if id.Incarnation == incarnation {
+		return nil
+	}
+	aside := fmt.Sprintf("%s.incarnation-%d-%s", raftDir, id.Incarnation, time.Now().UTC().Format("20060102T150405"))
+	if err := os.Rename(raftDir, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("set the log of incarnation %d aside: %w", id.Incarnation, err)
+	}
+	return nil
 }
 
 // enter writes what the cluster gave; identity.json comes last.

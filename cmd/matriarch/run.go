@@ -22,7 +22,7 @@ func runVerb() *cli.Command {
 	return &cli.Command{
 		Name:  "run",
 		Usage: "run this node",
-		Description: "Runs until it is told to end. SIGTERM ends matriarch and leaves PostgreSQL running under its sentinel: start matriarch again within the lease " +
+		Description: "Runs until it is told to end. SIGTERM ends matriarch and leaves PostgreSQL running under its sentinel: start matriarch again within three seconds " +
 			"and nobody notices. SIGINT stops PostgreSQL in good order first.\nExample: matriarch run --config /etc/matriarch/matriarch.yml",
 		Action: func(c *cli.Context) error {
 			cfg, err := config.Load(c.String("config"))
@@ -65,7 +65,8 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	cause, _ := errors.AsType[signalled](context.Cause(ctx))
 	switch {
 	case errors.Is(err, agent.ErrRemoved):
-		_ = n.sentinel.Shutdown(context.WithoutCancel(ctx))
+		log.Warn("node ends", "reason", err.Error())
+		return errors.Join(n.sentinel.Shutdown(context.WithoutCancel(ctx)), n.close()) // it did what it was told
 	case cause.Signal == syscall.SIGINT:
 		log.Info("node ends, and PostgreSQL with it")
 	case cause.Signal != nil:

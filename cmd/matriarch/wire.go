@@ -78,7 +78,10 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 	if n.pg, err = pgmanager.New(pgcfg, log); err != nil {
 		return n, err
 	}
-	if err := n.network(); err != nil {
+	if err := n.pg.CheckData(); err != nil {
+		return n, err
+	}
+	if err := errors.Join(n.openAPI(), n.network()); err != nil {
 		return n, err
 	}
 	if err := n.controlPlane(); err != nil {
@@ -89,10 +92,10 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 	}
 	n.conductor = conductor.New(conductor.Config{Recruiter: recruiter{n}, Metadata: n.metadata(pgcfg), Log: log, Decided: n.groupDecided})
 	n.services()
-	return n, n.openAPI()
+	return n, nil
 }
 
-// openAPI opens the HTTP port.
+// openAPI opens the HTTP port; it is served later.
 func (n *node) openAPI() (err error) {
 	n.apiPort, err = net.Listen("tcp", n.cfg.API.Listen) //nolint:noctx // an address to listen on needs no waiting for
 	if err != nil {
@@ -120,7 +123,7 @@ func (n *node) network() error {
 	n.consensus, err = consensus.Open(consensus.Config{
 		ID: n.id.NodeID, Name: n.id.Name, Advertise: n.cfg.Advertise, Dir: n.cfg.RaftDir, Seeds: n.seeds(),
 		Mux: n.mux, Dialer: dialer, RPC: n.rpc, Client: n.client, Clock: clock, Log: n.log,
-		OnChange: n.stateChanged, Lead: n.lead,
+		OnChange: n.stateChanged, OnTick: n.metrics.Tick, Lead: n.lead,
 	})
 	return err
 }
@@ -177,6 +180,7 @@ func (n *node) services() {
 		rec, err := n.agent.Recruit(ctx, r.Epoch)
 		return recruitAnswer{rec}, err
 	})
+	transport.Register(n.rpc, "removed", n.tellRemoved)
 	admin.Register(n.rpc, source{n})
 }
 
@@ -187,6 +191,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.join.Serve(n.mux.Listener(transport.KindJoin)) })
 	g.Go(func() error { return n.api.Serve(n.apiPort) })
 	g.Go(func() error { return n.keepPeers(ctx) })
+	g.Go(func() error { return n.learnRemoval(ctx) })
 	g.Go(func() error { return n.settle(ctx) })
 	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
