@@ -83,8 +83,8 @@ func TestConfigRefusals(t *testing.T) {
 		{"one role", func(c *Config) { c.ReplicationUser = "boss" }, []string{"differ"}},
 		{"no password", func(c *Config) { c.SuperuserPassword = "" }, []string{"passwords"}},
 		{"managed parameter", func(c *Config) { c.Parameters = map[string]string{"Hot_Standby": "off"} }, []string{"parameter hot_standby"}},
-		{"unknown user", func(c *Config) { c.User = "nobody-has-this-name" }, []string{"nobody-has-this-name", "os_user"}},
-		{"root", func(c *Config) { c.User = "root" }, []string{"os_user"}},
+		{"unknown user", func(c *Config) { c.User = "nobody-has-this-name" }, []string{"nobody-has-this-name", "postgresql.user"}},
+		{"root", func(c *Config) { c.User = "root" }, []string{"postgresql.user"}},
 		{"bin folder", func(c *Config) { c.BinDir = "/nowhere" }, []string{"/nowhere"}},
 	} {
 		c := good

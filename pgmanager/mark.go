@@ -36,6 +36,17 @@ func (m *Manager) ResumeReplay(ctx context.Context) error {
 	})
 }
 
+// CheckData reports why PostgreSQL would refuse the data directory, if there is one: owner, mode, version.
+func (m *Manager) CheckData() error {
+	if !exists(m.cfg.DataDir) {
+		return nil
+	}
+	if empty, err := isEmpty(m.cfg.DataDir); err != nil || empty {
+		return err
+	}
+	return m.checkDataDir()
+}
+
 // HasData reports whether the data directory holds a database cluster.
 func (m *Manager) HasData() bool {
 	return exists(m.cfg.DataDir+"/PG_VERSION") && exists(m.cfg.DataDir+"/global/pg_control")

@@ -36,14 +36,14 @@ func lookupUser(cfg Config) (osUser, error) {
 		}
 	}
 	if err != nil {
-		return osUser{}, fmt.Errorf("find the OS user for PostgreSQL: %w; create it or name another with os_user", err)
+		return osUser{}, fmt.Errorf("find the OS user for PostgreSQL: %w; create it or name another in postgresql.user", err)
 	}
 	o, err := toOSUser(u)
 	if err != nil {
 		return osUser{}, err
 	}
 	if o.uid == 0 {
-		return osUser{}, errors.New("run PostgreSQL as root: it refuses; name an ordinary user with os_user")
+		return osUser{}, errors.New("run PostgreSQL as root: it refuses; name an ordinary one in postgresql.user")
 	}
 	if me := os.Geteuid(); me != 0 && o.uid != uint32(me) {
 		return osUser{}, fmt.Errorf("run PostgreSQL as %s: we are uid %d; start matriarch as root or as %s", o.name, me, o.name)
@@ -102,7 +102,7 @@ func (m *Manager) checkDataDir() error {
 		return fmt.Errorf("check the data directory: %w", err)
 	}
 	if uid, ok := owner(m.cfg.DataDir); ok && uid != m.os.uid {
-		return fmt.Errorf("data directory %s belongs to uid %d, PostgreSQL runs as %s (uid %d): chown -R %s %s, or set os_user",
+		return fmt.Errorf("data directory %s belongs to uid %d, PostgreSQL runs as %s (uid %d): chown -R %s %s, or name its owner in postgresql.user",
 			m.cfg.DataDir, uid, m.os.name, m.os.uid, m.os.name, m.cfg.DataDir)
 	}
 	if perm := st.Mode().Perm(); perm&^0o750 != 0 {

@@ -90,6 +90,12 @@ func (a *Agent) Changed() {
 	nudge(a.poke)
 }
 
+// Removed tells the agent that the node was taken out for good, which its own copy of the state may never say.
+func (a *Agent) Removed() {
+	a.removed.Store(true)
+	nudge(a.wake)
+}
+
 func nudge(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

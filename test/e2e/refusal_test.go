@@ -105,7 +105,7 @@ func TestRefusals(t *testing.T) {
 		refused(t, taken.JoinOnly(good, n1.Peer()), 1, "n1")
 		untouched(t, taken)
 
-		refused(t, foreign.JoinOnly(good, n1.Peer()), 1, "belongs to", "nothing was changed")
+		refused(t, foreign.JoinOnly(good, n1.Peer()), 1, "the token is for cluster", "nothing was changed")
 
 		other := c.Lay("other-data", 0)
 		initDB(t, other)
