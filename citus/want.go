@@ -59,6 +59,9 @@ func Want(s *fsm.State, database string) (Wanted, error) {
 	for _, id := range s.GroupIDs() {
 		g := s.Groups[id]
 		n, ok := s.Primary(id)
+		if id == 0 && !ok { // its own copy of the rows must be right before clients, or its maintenance daemon, can use it
+			n, ok = s.Promoted(id)
+		}
 		if !ok {
 			if g.SystemID != "" {
 				w.Primaries[id] = Primary{}

@@ -304,6 +304,15 @@ func (s *State) Name(id NodeID) string {
 	return string(id)
 }
 
+// Promoted returns the node whose promotion under the present lease is recorded: members may follow it, clients may not enter
+// before Primary says so.
+func (s *State) Promoted(g GroupID) (Node, bool) {
+	gr := s.Groups[g]
+	last, ok := gr.LastGrant()
+	n, member := s.Nodes[gr.Lease.Holder]
+	return n, ok && member && last.Epoch == gr.Lease.Epoch && last.Timeline != 0
+}
+
 // Primary returns the node that clients of the group may use, if there is one.
 func (s *State) Primary(g GroupID) (Node, bool) {
 	gr := s.Groups[g]

@@ -78,8 +78,8 @@ func join(c *cli.Context) error {
 	cfg.Node.ID = again
 	ctx, cancel := context.WithTimeout(c.Context, joinLimit)
 	defer cancel()
-	req := joinRequest(cfg.Complete(), d, tools.Version.Major())
-	if req.SystemID, err = pgmanager.DataSystemID(cfg.Complete().PostgreSQL.DataDir); err != nil {
+	req, err := joinRequest(cfg.Complete(), d, tools.Version.Major())
+	if err != nil {
 		return err
 	}
 	res, err := transport.Join(ctx, transport.TCP{Source: sourceIP(cfg.Listen)}, addr, token, req)
@@ -172,12 +172,13 @@ func openDraft(dir identity.Dir) (d draft, err error) {
 	return d, nil
 }
 
-func joinRequest(cfg config.Config, d draft, pgMajor int) transport.JoinRequest {
+func joinRequest(cfg config.Config, d draft, pgMajor int) (transport.JoinRequest, error) {
+	data, err := pgmanager.DataSystemID(cfg.PostgreSQL.DataDir)
 	n := nodeOf(cfg, fsm.NodeID(cfg.Node.ID))
 	return transport.JoinRequest{
 		NodeID: cfg.Node.ID, Name: n.Name, CSR: d.CSR, Group: int(n.Group), Zone: n.Zone, Tags: tagsToWire(n.Tags), Version: version,
-		Addresses: transport.Addresses{Peer: n.Peer, PG: n.Postgres, API: n.API}, Now: time.Now(), PGVersion: pgMajor,
-	}
+		Addresses: transport.Addresses{Peer: n.Peer, PG: n.Postgres, API: n.API}, Now: time.Now(), PGVersion: pgMajor, SystemID: data,
+	}, err
 }
 
 // leaveOldLog sets the Raft log of an older incarnation aside. It names the voters of then: two nodes that kept theirs would

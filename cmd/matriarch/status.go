@@ -124,7 +124,7 @@ func renderNode(w io.Writer, v nodeView, s *fsm.State) {
 	pairs(w,
 		"rule", fmt.Sprintf("%s %s: %s", self.Rule, self.Name, self.Reason),
 		"since", self.Since.Format(time.RFC3339),
-		"action", self.Job, "failed", self.Failed,
+		"action", self.Job, "failed", self.Failed, "set aside", strings.Join(self.SetAside, "\n"),
 		"lease", leaseText(self),
 		"sentinel", fmt.Sprintf("%s, pid %d, instance %s", self.Sentinel, self.Processes.Sentinel, self.Instance),
 		"agent", fmt.Sprintf("pid %d, last decision %s ago", self.Processes.Agent, self.Age.Round(time.Millisecond)),

@@ -208,7 +208,7 @@ func notes(f Formation) []string {
 			out = append(out, fmt.Sprintf("%s: fence: %s, until PostgreSQL has been restarted by Matriarch", m.Name, m.Fence))
 		}
 		if m.SetAside > 0 {
-			out = append(out, fmt.Sprintf("%s keeps %d data set(s) aside that its group does not have: look at them, then delete them", m.Name, m.SetAside))
+			out = append(out, fmt.Sprintf("%s keeps %d data set(s) aside that its group does not have: `matriarch status %s` shows where; look at them, then delete them", m.Name, m.SetAside, m.Name))
 		}
 	}
 	return out

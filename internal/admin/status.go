@@ -54,6 +54,7 @@ type Self struct {
 	Postmaster int              `json:"postmaster"` // pid, 0: no process of PostgreSQL
 	Sentinel   string           `json:"sentinel"`   // ok, silent or gone
 	Report     fsm.Report       `json:"report"`
+	SetAside   []string         `json:"set_aside,omitempty"` // paths of what this node had and its group has not
 	Postgres   Postgres         `json:"postgres"`
 }
 
@@ -91,7 +92,7 @@ func NewSelf(snap *agent.Snapshot, now time.Time, p Processes) *Self {
 	s := &Self{
 		Age: max(now.Sub(snap.At), 0), Rule: snap.Plan.Rule, Name: snap.Plan.Name, Reason: snap.Plan.Reason, Since: snap.At, Past: snap.Past,
 		Job: v.Job, Failed: v.Failed, Instance: v.Instance, Epoch: v.Sentinel.Epoch, Writable: v.Sentinel.Primary, Processes: p,
-		Postmaster: v.Sentinel.Postmaster, Sentinel: "ok", Report: snap.Report,
+		Postmaster: v.Sentinel.Postmaster, Sentinel: "ok", Report: snap.Report, SetAside: snap.Aside,
 	}
 	s.LeaseLeft = max(v.LeaseLeft-s.Age, 0)
 	if n := len(snap.Past); n > 0 && snap.Past[n-1].Rule == s.Rule {

@@ -63,6 +63,7 @@ type Snapshot struct {
 	View   decide.View
 	Plan   decide.Plan
 	Report fsm.Report
+	Aside  []string   // what was set aside, and where
 	Past   []Decision // newest last
 }
 

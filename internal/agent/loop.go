@@ -83,7 +83,7 @@ func (a *Agent) observe(ctx context.Context) decide.View {
 		a.obs = a.cfg.Postgres.Observe(octx, a.roster(s))
 		cancel()
 	} else {
-		a.obs = Observation{SetAside: a.obs.SetAside}
+		a.obs = Observation{SetAside: a.obs.SetAside, Aside: a.obs.Aside}
 	}
 	if e := a.equipped.Load(); e != nil {
 		v.Equipped = *e
@@ -141,7 +141,7 @@ func (a *Agent) roster(s *fsm.State) Roster {
 
 // remember publishes the decision and logs it when another rule holds than before.
 func (a *Agent) remember(v decide.View, p decide.Plan) {
-	snap := &Snapshot{At: time.Now(), View: v, Plan: p, Report: a.report(v, p)}
+	snap := &Snapshot{At: time.Now(), View: v, Plan: p, Report: a.report(v, p), Aside: a.obs.Aside}
 	old := a.view.Load()
 	if old != nil {
 		snap.Past = old.Past

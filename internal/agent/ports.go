@@ -55,6 +55,7 @@ type Observation struct {
 	Version  int
 	Pending  bool // a setting waits for a restart
 	SetAside int
+	Aside    []string // where that is
 }
 
 // Postgres is the hands on the node's one PostgreSQL. Every method may block; all end with ctx.

@@ -63,6 +63,9 @@ func (c *Conductor) noteMetadata(rep MetadataReport) {
 func primaries(s *fsm.State) string {
 	var out strings.Builder
 	for _, id := range s.GroupIDs() {
+		if n, ok := s.Promoted(id); ok && id == 0 {
+			out.WriteString("promoted " + n.Postgres)
+		}
 		if n, ok := s.Primary(id); ok {
 			out.WriteString(n.Postgres + " " + s.Groups[id].Epoch.String())
 		}

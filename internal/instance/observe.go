@@ -18,9 +18,11 @@ import (
 // Observe implements agent.Postgres.
 func (p *Postgres) Observe(ctx context.Context, r agent.Roster) agent.Observation {
 	o := p.m.Observe(ctx)
+	aside := setAside(p.cfg.DataDir, p.cfg.RunDir)
 	out := agent.Observation{
 		PG:   decide.Postgres{Reachable: o.Reachable, Why: o.Reason, InRecovery: o.InRecovery, Timeline: o.Timeline, LSN: o.CurrentLSN},
-		Conf: p.effective(r, o), Receive: o.ReceiveLSN, Version: int(o.Version), Pending: len(o.PendingRestart) > 0, SetAside: setAside(p.cfg.DataDir),
+		Conf: p.effective(r, o), Receive: o.ReceiveLSN, Version: int(o.Version), Pending: len(o.PendingRestart) > 0,
+		SetAside: len(aside), Aside: aside,
 	}
 	if !o.Reachable {
 		return out

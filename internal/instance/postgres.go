@@ -409,7 +409,10 @@ func (p *Postgres) Equip(ctx context.Context, r agent.Roster) error {
 	return nil
 }
 
-func setAside(dataDir string) int {
-	found, _ := filepath.Glob(strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`).Replace(dataDir) + ".set-aside-*")
-	return len(found)
+// setAside lists the data directories kept beside the present one, and the log saved before rewinds.
+func setAside(dataDir, runDir string) []string {
+	plain := strings.NewReplacer("*", `\*`, "?", `\?`, "[", `\[`)
+	dirs, _ := filepath.Glob(plain.Replace(dataDir) + ".set-aside-*")
+	logs, _ := filepath.Glob(plain.Replace(runDir) + "/set-aside/*")
+	return append(dirs, logs...)
 }

@@ -1,0 +1,289 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+)
+
+func TestAtRestNothingHappens(t *testing.T) {
+	for _, tc := range []struct {
+		self    fsm.NodeID
+		prepare func(*bed)
+	}{{"a", func(b *bed) { primaryBed(b); b.hooks["equip"] = nil }}, {"b", standbyBed}} {
+		inBed(t, tc.self, tc.prepare, func(b *bed) {
+			time.Sleep(2 * time.Second)
+			b.mu.Lock()
+			b.calls = nil
+			b.mu.Unlock()
+			time.Sleep(10 * time.Second)
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			for _, c := range b.calls {
+				if c != "keepalive" && !strings.HasPrefix(c, "deadline") {
+					t.Errorf("node %s at rest: %s", tc.self, c)
+				}
+			}
+			if n := len(b.at["keepalive"]); n < 20 || n > 30 {
+				t.Errorf("node %s: %d keepalives in 12 s", tc.self, n)
+			}
+		})
+	}
+}
+
+// TestSafetyCancelsWork: the lease ends while an action hangs.
+func TestSafetyCancelsWork(t *testing.T) {
+	cancelled := time.Duration(0)
+	inBed(t, "a", func(b *bed) {
+		primaryBed(b)
+		b.deaf = true
+		b.hooks["equip"] = func(ctx context.Context) error {
+			err := hang(ctx)
+			cancelled = time.Since(b.began)
+			return err
+		}
+	}, func(b *bed) {
+		time.Sleep(6 * time.Second)
+		b.order("equip", "stop immediate=true", "submit-release")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if at := b.at["stop"][0]; at < 4400*time.Millisecond || at > 4800*time.Millisecond || cancelled > at {
+			t.Errorf("work cancelled at %s, stopped at %s; the lease ended at 4.49s", cancelled, at)
+		}
+	})
+}
+
+func TestFailuresBackOff(t *testing.T) {
+	inBed(t, "b", func(b *bed) {
+		standbyBed(b)
+		b.sentinel.Postmaster = 0
+		b.hooks["start"] = func(context.Context) error { return errors.New("no disk") }
+	}, func(b *bed) {
+		time.Sleep(time.Minute)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		at := b.at["start"]
+		if len(at) < 8 || len(at) > 16 {
+			t.Fatalf("%d attempts in a minute: %v", len(at), at)
+		}
+		for i := 2; i < len(at); i++ {
+			if gap, before := at[i]-at[i-1], at[i-1]-at[i-2]; gap+10*time.Millisecond < before || gap > 11*time.Second {
+				t.Errorf("gap %s after %s", gap, before)
+			}
+		}
+	})
+}
+
+// TestFailingSafetyIsRetriedSoonButDoesNotSpin: killing fails again and again.
+func TestFailingSafetyIsRetriedSoonButDoesNotSpin(t *testing.T) {
+	inBed(t, "a", func(b *bed) {
+		primaryBed(b)
+		b.gone = true
+		b.hooks["reset"] = func(context.Context) error { return errors.New("no such file") }
+	}, func(b *bed) {
+		time.Sleep(10 * time.Second)
+		if n := b.count("reset"); n < 50 || n > 150 {
+			t.Errorf("%d attempts in 10 s", n)
+		}
+	})
+}
+
+func TestRecruitTakesThePlaceOfWork(t *testing.T) {
+	inBed(t, "b", func(b *bed) {
+		standbyBed(b)
+		b.obs.Conf.Phase = decide.Closed // there is something to configure
+		b.hooks["configure"] = hang
+	}, func(b *bed) {
+		time.Sleep(time.Second)
+		r, err := b.agent.Recruit(t.Context(), ep(2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (decide.Recruit{Node: "b", Instance: "i", Promise: ep(2), Timeline: 2, Lineage: ep(1), LSN: 100}); r != want {
+			t.Errorf("answered %+v, want %+v", r, want)
+		}
+		b.order("configure", "promise 1.2", "settle")
+		time.Sleep(5 * time.Second)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if n := len(b.at["configure"]); n != 1 {
+			t.Errorf("followed a promised-away epoch again (%d times): %v", n, b.calls)
+		}
+	})
+}
+
+func TestRecruitRefusals(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		scene func(*bed)
+		e     fsm.Epoch
+		why   string
+	}{
+		{"primary", func(b *bed) { b.sentinel.Primary, b.sentinel.Epoch = true, ep(1); b.hooks["stop"] = hang }, ep(2), "under way"},
+		{"stopped", func(b *bed) { b.sentinel.Postmaster = 0; b.hooks["start"] = hang }, ep(2), "not running"},
+		{"no data", func(b *bed) { b.local, b.sentinel.Postmaster = decide.Local{}, 0; b.hooks["clone"] = hang }, ep(2), "creating replica is under way"},
+		{"foreign data", func(b *bed) { b.local.SystemID = "x"; b.hooks["stop"] = hang }, ep(2), "under way"},
+		{"promised more", func(b *bed) { b.local.Promise = ep(9) }, ep(2), "has promised"},
+		{"an old state here", func(*bed) {}, ep(7), "not the one this election rests on"},
+		{"granted already", func(*bed) {}, ep(1), "not the one this election rests on"},
+		{"a silent sentinel", func(b *bed) { b.silent = true }, ep(2), "does not answer"},
+		{"the promise fails", func(b *bed) { b.hooks["promise"] = func(context.Context) error { return errors.New("disk full") } }, ep(2), "disk full"},
+		{"endless replay", func(b *bed) { b.hooks["settle"] = hang }, ep(2), "replay"},
+	} {
+		inBed(t, "b", standbyBed, func(b *bed) {
+			time.Sleep(time.Second)
+			b.set(func() { tc.scene(b) })
+			time.Sleep(1500 * time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			if _, err := b.agent.Recruit(ctx, tc.e); err == nil || (!strings.Contains(err.Error(), tc.why) && !errors.Is(err, context.DeadlineExceeded)) {
+				t.Errorf("%s: %v, want %q", tc.name, err, tc.why)
+			}
+			if tc.why != "disk full" && tc.why != "replay" && b.count("promise") != 0 {
+				t.Errorf("%s: promised all the same", tc.name)
+			}
+		})
+	}
+}
+
+// TestRecruitRecordsAPromotionThatWasNot: the node died between its promotion and the record of it.
+func TestRecruitRecordsAPromotionThatWasNot(t *testing.T) {
+	inBed(t, "b", func(b *bed) {
+		standbyBed(b)
+		b.group(func(g *fsm.Group) {
+			g.Epoch, g.Lease, g.LastHolder = ep(2), fsm.Lease{}, "b"
+			g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "b"})
+		})
+		b.local.Lineage[0] = ep(2)
+		b.obs.PG.Timeline, b.obs.PG.Streaming, b.obs.Conf.Upstream = 3, false, ""
+	}, func(b *bed) {
+		time.Sleep(time.Second)
+		r, err := b.agent.Recruit(t.Context(), ep(3))
+		if err != nil || r.Lineage != ep(2) {
+			t.Fatalf("%+v %v", r, err)
+		}
+		b.order("promise 1.3", "settle", "origin 3", "submit-promoted {Group:0 Epoch:1.2 Timeline:3 Parent:2")
+	})
+}
+
+func TestKeepaliveIsWithheldFromASilentSentinel(t *testing.T) {
+	inBed(t, "a", primaryBed, func(b *bed) {
+		time.Sleep(time.Second)
+		b.set(func() { b.silent = true })
+		time.Sleep(time.Second)
+		b.mu.Lock()
+		b.beats = nil
+		b.mu.Unlock()
+		time.Sleep(8 * time.Second)
+		b.mu.Lock()
+		for _, x := range b.beats {
+			if !x.Epoch.IsZero() {
+				t.Fatalf("renews epoch %s while the sentinel is silent", x.Epoch)
+			}
+		}
+		resets := b.at["reset"]
+		b.mu.Unlock()
+		if len(resets) == 0 || resets[0] > 6500*time.Millisecond {
+			t.Fatalf("killed at %v", resets)
+		}
+	})
+}
+
+// TestPromotionOrder: what is written, handed over and told, and when.
+func TestPromotionOrder(t *testing.T) {
+	inBed(t, "b", standbyBed, func(b *bed) {
+		time.Sleep(time.Second)
+		b.set(func() {
+			b.obs.PG.Streaming, b.obs.PG.Settled, b.obs.Conf = false, true, decide.Conf{Phase: decide.Closed}
+			b.group(func(g *fsm.Group) {
+				g.Epoch, g.LastHolder = ep(2), "b"
+				g.Lease = fsm.Lease{Holder: "b", Instance: "i", Epoch: ep(2), TTL: 5 * time.Second}
+				g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "b"})
+			})
+		})
+		time.Sleep(200 * time.Millisecond)
+		b.order("deadline 1.2", "configure closed", "lineage 0=1.2", "deadline 1.2", "promote 1.2", "promoted", "lineage 3=1.2", "slots", "submit-promoted")
+		b.set(func() {
+			b.group(func(g *fsm.Group) {
+				g.Grants[2] = fsm.Grant{Epoch: ep(2), Holder: "b", Timeline: 3, Parent: 2, Fork: 100}
+			})
+		})
+		time.Sleep(200 * time.Millisecond)
+		b.order("submit-promoted", "configure members", "barrier", "commit 1.2", "submit-sync_confirm")
+		if b.count("promote") != 1 {
+			t.Error("promoted twice")
+		}
+	})
+}
+
+func TestLineageIsWrittenBeforeFollowing(t *testing.T) {
+	inBed(t, "b", standbyBed, func(b *bed) {
+		time.Sleep(time.Second)
+		b.set(func() {
+			b.obs.PG.Settled, b.obs.PG.Streaming = true, false
+			b.group(func(g *fsm.Group) {
+				g.Epoch, g.Lease.Epoch = ep(2), ep(2)
+				g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "a", Timeline: 3, Parent: 2, Fork: 100})
+			})
+		})
+		time.Sleep(time.Second)
+		b.order("configure open from= ", "lineage 3=1.2", "configure open from=a 1.2")
+	})
+}
+
+// TestStartWaitsForTheSentinel: before its first answer nothing is known of PostgreSQL.
+func TestStartWaitsForTheSentinel(t *testing.T) {
+	inBed(t, "a", func(b *bed) { primaryBed(b); b.silent = true }, func(b *bed) {
+		time.Sleep(3 * time.Second)
+		if b.count("reset")+b.count("stop")+b.count("start") > 0 {
+			t.Fatalf("acts without knowing: %v", b.calls)
+		}
+		b.set(func() { b.silent = false })
+		time.Sleep(3 * time.Second)
+		if b.count("reset")+b.count("stop")+b.count("start") > 0 {
+			t.Fatalf("a slow sentinel cost the primary: %v", b.calls)
+		}
+	})
+	inBed(t, "a", func(b *bed) { primaryBed(b); b.silent = true }, func(b *bed) {
+		time.Sleep(7 * time.Second)
+		if b.count("reset") == 0 {
+			t.Fatal("a sentinel that never answers must be replaced by the end of the lease it remembers")
+		}
+	})
+}
+
+// TestAnOldStateHarmsNothing: a restarted agent reads the log from the beginning.
+func TestAnOldStateHarmsNothing(t *testing.T) {
+	inBed(t, "a", func(b *bed) { primaryBed(b); b.state = fsm.NewState() }, func(b *bed) {
+		time.Sleep(time.Second)
+		b.set(func() {
+			b.state = startState()
+			b.group(func(g *fsm.Group) { g.Lease, g.Epoch = fsm.Lease{}, fsm.Epoch{} })
+		})
+		time.Sleep(time.Second)
+		b.set(func() { b.state = startState() })
+		time.Sleep(10 * time.Second)
+		if b.count("stop")+b.count("reset")+b.count("submit-release") > 0 {
+			t.Fatalf("an upgrade cost the primary: %v", b.calls)
+		}
+	})
+}
+
+func TestChangesDoNotStarveKeepalives(t *testing.T) {
+	inBed(t, "a", primaryBed, func(b *bed) {
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			b.set(func() { b.obs.Pending = !b.obs.Pending })
+		}
+		if n := b.count("keepalive"); n < 18 || n > 60 {
+			t.Errorf("%d keepalives in 10 s of changes", n)
+		}
+		synctest.Wait()
+	})
+}
