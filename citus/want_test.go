@@ -33,3 +33,24 @@ func TestWant(t *testing.T) {
 		t.Error("an address without port was taken")
 	}
 }
+
+// A coordinator's own copy of the rows must be right before anybody uses it, so it counts from its recorded promotion on; a
+// worker, which the rows send clients to, only once it is open.
+func TestWantOfAPromotedCoordinator(t *testing.T) {
+	e1, e2 := fsm.Epoch{Inc: 1, N: 1}, fsm.Epoch{Inc: 1, N: 2}
+	group := func(id fsm.GroupID, holder fsm.NodeID, tl fsm.Timeline) fsm.Group {
+		return fsm.Group{ID: id, SystemID: "s", Lease: fsm.Lease{Holder: holder, Epoch: e2}, Epoch: e2, Sync: fsm.Sync{Confirmed: e1}, Grants: []fsm.Grant{{Epoch: e2, Holder: holder, Timeline: tl}}}
+	}
+	s := &fsm.State{
+		Nodes:  map[fsm.NodeID]fsm.Node{"a": {Postgres: "10.0.0.1:5432"}, "b": {Postgres: "10.0.0.2:5432"}},
+		Groups: map[fsm.GroupID]fsm.Group{0: group(0, "a", 3), 1: group(1, "b", 3)},
+	}
+	got, err := Want(s, "app")
+	if err != nil || got.Primaries[0].Addr.Host != "10.0.0.1" || !got.Primaries[1].Addr.IsZero() {
+		t.Errorf("promoted, not open: %v %+v", err, got.Primaries)
+	}
+	s.Groups[0] = group(0, "a", 0)
+	if got, err = Want(s, "app"); err != nil || !got.Primaries[0].Addr.IsZero() {
+		t.Errorf("granted, not promoted: %v %+v", err, got.Primaries)
+	}
+}
