@@ -139,6 +139,17 @@ func (c *Cluster) Bootstrap(name string, extra ...string) *Node {
 	return n
 }
 
+// Adopt makes a node with a database of its own the first one, and starts it.
+func (c *Cluster) Adopt(n *Node) {
+	c.T.Helper()
+	r := n.BootstrapOnly("--adopt")
+	if r.Code != 0 {
+		c.T.Fatalf("adopt %s: exit %d\n%s%s", n.DataDir(), r.Code, r.Out, r.Err)
+	}
+	c.Token = TokenOf(c.T, r.Out)
+	n.Start()
+}
+
 // BootstrapOnly runs the verb and nothing else.
 func (n *Node) BootstrapOnly(extra ...string) Result {
 	n.c.T.Helper()

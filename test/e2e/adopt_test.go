@@ -1,490 +1,99 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
-	"github.com/jackc/pgx/v5"
-
-	"matriarch/internal/admin"
 	"matriarch/internal/testkit"
-	"matriarch/pgmanager"
 )
 
-// legacy is a PostgreSQL that somebody ran before there was a Matriarch: a shop with its own role, database and access rules.
-type legacy struct {
-	*testkit.Node
-	t     *testing.T
-	tools pgmanager.Tools
-	sock  string
-	cmd   *exec.Cmd
-}
-
-const shopPassword = "shop's own"
-
-// newLegacy makes the server's data in the place of a node that does not exist yet, and runs it.
-func newLegacy(t *testing.T, c *testkit.Cluster, name string) *legacy {
+// byHand starts a server that Matriarch knows nothing of, at the address that its node will have, with some rows.
+func byHand(t *testing.T, n *testkit.Node) {
 	t.Helper()
-	tools, err := pgmanager.Find("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &legacy{Node: c.Lay(name, 0), t: t, tools: tools}
-	l.sock = filepath.Join(l.Dir, "sock")
-	for _, dir := range []string{l.Dir, l.DataDir(), l.sock} {
-		l.must(os.MkdirAll(dir, 0o755))
-	}
-	l.must(os.Chmod(l.DataDir(), 0o700)) //nolint:gosec // a directory
-	if os.Geteuid() == 0 {
-		uid, gid := testkit.IDs(t, "postgres")
-		for _, dir := range []string{l.DataDir(), l.sock} {
-			l.must(os.Chown(dir, int(uid), int(gid)))
-		}
-	}
-	l.run("initdb", "-D", l.DataDir(), "--auth=peer", "--no-sync", "--data-checksums")
-	host, port, _ := strings.Cut(l.PG(), ":")
-	l.change("postgresql.conf", func(s string) string {
-		return s + fmt.Sprintf("listen_addresses = '%s'\nport = %s\nunix_socket_directories = '%s'\nmax_connections = 50\nshared_buffers = 16MB\n", host, port, l.sock)
-	})
-	l.change("pg_hba.conf", func(s string) string {
-		return "local shop auditor trust # over the socket only\nhost shop shop 127.0.0.0/8 md5\n" + s
-	})
-	l.serve()
-	l.psql("postgres", "SET password_encryption = 'md5'", "CREATE ROLE shop LOGIN PASSWORD '"+strings.ReplaceAll(shopPassword, "'", "''")+"'", "CREATE ROLE auditor LOGIN", "CREATE DATABASE shop OWNER shop")
-	l.psql("shop", "SET ROLE shop", "CREATE TABLE orders (n bigint PRIMARY KEY)", "INSERT INTO orders VALUES (0)", "GRANT SELECT ON orders TO auditor")
-	return l
-}
-
-func (l *legacy) must(err error) {
-	l.t.Helper()
-	if err != nil {
-		l.t.Fatal(err)
+	initDB(t, n)
+	socket := filepath.Join(n.Dir, "sock")
+	makeFor(t, socket, "postgres")
+	tool(t, "", "pg_ctl", "start", "-w", "-D", n.DataDir(), "-l", filepath.Join(socket, "hand.log"),
+		"-o", fmt.Sprintf("-c listen_addresses=%s -c port=6432 -c unix_socket_directories=%s", n.IP, socket))
+	for _, sql := range []string{"CREATE DATABASE shop", "CREATE TABLE before (x int); INSERT INTO before SELECT generate_series(1, 1000)"} {
+		tool(t, "", "psql", "-X", "-h", socket, "-p", "6432", "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", sql)
 	}
 }
 
-func (l *legacy) run(name string, args ...string) string {
-	l.t.Helper()
-	cmd := exec.CommandContext(l.t.Context(), l.tools.Path(name), args...)
-	cmd.Dir, cmd.SysProcAttr = "/", testkit.AsPostgres(l.t)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		l.t.Fatalf("%s: %v: %s", name, err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func (l *legacy) psql(database string, statements ...string) string {
-	l.t.Helper()
-	args := []string{"-X", "-q", "-A", "-t", "-h", l.sock, "-p", "6432", "-d", database, "-v", "ON_ERROR_STOP=1"}
-	for _, s := range statements {
-		args = append(args, "-c", s)
-	}
-	return l.run("psql", args...)
-}
-
-func (l *legacy) change(file string, f func(string) string) {
-	l.t.Helper()
-	path := filepath.Join(l.DataDir(), file)
-	b, err := os.ReadFile(path)
-	l.must(err)
-	l.must(os.WriteFile(path, []byte(f(string(b))), 0o600))
-}
-
-// serve starts the server as its owner always did.
-func (l *legacy) serve() {
-	l.t.Helper()
-	log, err := os.OpenFile(filepath.Join(l.Dir, "legacy.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	l.must(err)
-	defer log.Close()
-	cmd := exec.Command(l.tools.Path("postgres"), "-D", l.DataDir())
-	cmd.Stdout, cmd.Stderr, cmd.Dir, cmd.SysProcAttr = log, log, "/", testkit.AsPostgres(l.t)
-	l.must(cmd.Start())
-	l.cmd = cmd
-	for deadline := time.Now().Add(30 * time.Second); ; <-time.After(20 * time.Millisecond) {
-		b, _ := os.ReadFile(filepath.Join(l.DataDir(), "postmaster.pid"))
-		if lines := strings.Split(string(b), "\n"); len(lines) > 7 && strings.TrimSpace(lines[7]) == "ready" {
-			break
-		}
-		if time.Now().After(deadline) {
-			b, _ := os.ReadFile(log.Name())
-			l.t.Fatalf("the server does not start:\n%s", b)
-		}
-	}
-	go func() { _ = cmd.Wait() }() // nobody is to be left a zombie
-}
-
-// end ends the server: SIGINT in good order, SIGKILL as a crash.
-func (l *legacy) end(sig syscall.Signal) {
-	l.t.Helper()
-	l.must(l.cmd.Process.Signal(sig))
-	for deadline := time.Now().Add(30 * time.Second); l.PostgresProcesses() > 0; <-time.After(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			l.t.Fatalf("the server does not end: %v", l.Processes())
-		}
-	}
-}
-
-// adopt bootstraps on it and returns what it said.
-func (l *legacy) adopt(c *testkit.Cluster) string {
-	l.t.Helper()
-	r := l.BootstrapOnly("--adopt")
-	if r.Code != 0 {
-		l.t.Fatalf("bootstrap --adopt: exit %d\n%s%s", r.Code, r.Out, r.Err)
-	}
-	_, rest, _ := strings.Cut(r.Out, `"token": "`)
-	c.Token, _, _ = strings.Cut(rest, `"`)
-	return r.Err
-}
-
-// refused tries to adopt: it must fail with these words and leave nothing behind.
-func (l *legacy) refused(words ...string) {
-	l.t.Helper()
-	r := l.BootstrapOnly("--adopt")
-	if r.Code != 1 {
-		l.t.Fatalf("exit %d, want 1\n%s%s", r.Code, r.Out, r.Err)
-	}
-	for _, w := range words {
-		if !strings.Contains(r.Err, w) {
-			l.t.Errorf("the refusal does not say %q: %s", w, r.Err)
-		}
-	}
-	for _, path := range []string{l.Config(), filepath.Join(l.Dir, "identity.json"), filepath.Join(l.Dir, "secrets"), filepath.Join(l.Dir, "pg", "adopted.json")} {
-		if _, err := os.Stat(path); err == nil {
-			l.t.Errorf("%s was left behind", path)
-		}
-	}
-}
-
-// shop connects as the application does, by its own old password, to whichever node takes writes.
-func shop(ctx context.Context, nodes ...*testkit.Node) (*pgx.Conn, error) {
-	var hosts []string
-	for _, n := range nodes {
-		hosts = append(hosts, n.PG())
-	}
-	cfg, err := pgx.ParseConfig("postgres://" + strings.Join(hosts, ",") + "/shop?target_session_attrs=read-write&connect_timeout=2")
-	if err != nil {
-		return nil, err
-	}
-	cfg.User, cfg.Password = "shop", shopPassword
-	return pgx.ConnectConfig(ctx, cfg)
-}
-
-// till takes an order every 10 ms over one session as long as that lives, and over a new one after it.
-type till struct {
-	t      *testing.T
-	nodes  []*testkit.Node
-	cancel context.CancelFunc
-	done   chan struct{}
-
-	sold   []int64
-	errors []error
-	state  chan struct{} // guards the two above
-}
-
-func openTill(t *testing.T, nodes ...*testkit.Node) *till {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	s := &till{t: t, nodes: nodes, cancel: cancel, done: make(chan struct{}), state: make(chan struct{}, 1)}
-	t.Cleanup(s.shut)
-	go s.run(ctx)
-	return s
-}
-
-func (s *till) shut() { s.cancel(); <-s.done }
-
-func (s *till) run(ctx context.Context) {
-	defer close(s.done)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	var conn *pgx.Conn
-	for n := int64(1); ; n++ {
-		select {
-		case <-ctx.Done():
-			if conn != nil {
-				_ = conn.Close(context.WithoutCancel(ctx))
-			}
-			return
-		case <-tick.C:
-		}
-		octx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-		err := error(nil)
-		if conn == nil {
-			conn, err = shop(octx, s.nodes...)
-		}
-		if err == nil {
-			_, err = conn.Exec(octx, "INSERT INTO orders VALUES ($1)", n)
-		}
-		if err != nil && conn != nil {
-			_ = conn.Close(octx)
-			conn = nil
-		}
-		cancel()
-		s.note(n, err)
-	}
-}
-
-func (s *till) note(n int64, err error) {
-	s.state <- struct{}{}
-	defer func() { <-s.state }()
-	if err != nil {
-		s.errors = append(s.errors, err)
-	} else {
-		s.sold = append(s.sold, n)
-	}
-}
-
-func (s *till) soFar() (sold int, errs []error) {
-	s.state <- struct{}{}
-	defer func() { <-s.state }()
-	return len(s.sold), s.errors
-}
-
-// undisturbed fails when any order so far was refused.
-func (s *till) undisturbed(when string) {
-	s.t.Helper()
-	if sold, errs := s.soFar(); len(errs) > 0 {
-		s.t.Errorf("%s: %d orders, %d refused, the first: %v", when, sold, len(errs), errs[0])
-	} else {
-		s.t.Logf("%s: %d orders, none refused", when, sold)
-	}
-}
-
-// sells waits for one more order.
-func (s *till) sells(c *testkit.Cluster) {
-	s.t.Helper()
-	before, _ := s.soFar()
-	c.Eventually("another order is taken", func() error {
-		sold, errs := s.soFar()
-		if sold > before {
-			return nil
-		}
-		return fmt.Errorf("%d errors, last %v", len(errs), errs[max(0, len(errs)-1):])
-	})
-}
-
-// check ends the till and looks for every order.
-func (s *till) check() {
-	s.t.Helper()
-	s.shut()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), 20*time.Second)
-	defer cancel()
-	conn, err := shop(ctx, s.nodes...)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer conn.Close(ctx)
-	rows, err := conn.Query(ctx, "SELECT n FROM orders")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	all, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	have := map[int64]bool{}
-	for _, n := range all {
-		have[n] = true
-	}
-	lost := 0
-	for _, n := range s.sold {
-		if !have[n] {
-			lost++
-		}
-	}
-	if lost > 0 || !have[0] {
-		s.t.Errorf("%d of %d orders lost, the old one there: %v", lost, len(s.sold), have[0])
-	}
-	s.t.Logf("acknowledged %d, lost %d", len(s.sold), lost)
-}
-
-func listed(t *testing.T, n *testkit.Node, word string, want bool) error {
+// adopted goes through what an adopted server must be able to do.
+func adopted(t *testing.T, c *testkit.Cluster, n *testkit.Node) {
 	t.Helper()
-	r := n.CLI("list")
-	if r.Code != 0 {
-		return fmt.Errorf("list: %s", r.Err)
+	c.WaitPrimary(0)
+	c.Join(0, "n2", "n3")
+	c.WaitHealthy()
+	w := c.Write(0)
+	for _, x := range c.Nodes {
+		if rows, err := testkit.Query[int](x, "postgres", "SELECT count(*) FROM before"); err != nil || rows != 1000 {
+			t.Errorf("%s has %d rows of before (%v)", x.Name, rows, err)
+		}
 	}
-	if got := strings.Contains(r.Out, word); got != want {
-		return fmt.Errorf("list says %q: %v, want %v\n%s", word, got, want, r.Out)
+	n.Kill9(testkit.Postmaster)
+	c.WaitPrimary(0, n)
+	w.WaitAck()
+	c.WaitHealthy()
+	if st, err := n.SentinelStatus(); err != nil || st.Weak {
+		t.Errorf("the fence is still weak (%v)", err)
 	}
-	return nil
+	w.Check()
 }
 
-// TestAdoptRunning takes a server over while its application works, gives it a standby, and then loses it.
+// TestAdoptStopped takes over a data directory.
+func TestAdoptStopped(t *testing.T) {
+	t.Parallel()
+	c := testkit.New(t)
+	n := c.Lay("n1", 0)
+	byHand(t, n)
+	tool(t, "", "pg_ctl", "stop", "-w", "-m", "fast", "-D", n.DataDir())
+	before := inode(t, n.DataDir())
+	c.Adopt(n)
+	adopted(t, c, n)
+	if inode(t, n.DataDir()) != before {
+		t.Error("it is not the same directory any more")
+	}
+}
+
+// TestAdoptRunning takes over a server without stopping it.
 func TestAdoptRunning(t *testing.T) {
 	t.Parallel()
 	c := testkit.New(t)
-	l := newLegacy(t, c, "n1")
-	hba, err := os.ReadFile(filepath.Join(l.DataDir(), "pg_hba.conf"))
-	l.must(err)
-	n2 := c.Lay("n2", 0)
-	w := openTill(t, l.Node, n2)
-	w.sells(c)
-
-	postmaster := l.PID(testkit.Postmaster)
-	if notes := l.adopt(c); !strings.Contains(notes, "fencing is weak") {
-		t.Errorf("bootstrap does not say that fencing is weak: %s", notes)
+	n := c.Lay("n1", 0)
+	byHand(t, n)
+	postmaster := n.PID(testkit.Postmaster)
+	c.Adopt(n)
+	c.WaitPrimary(0)
+	if got := n.PID(testkit.Postmaster); got != postmaster {
+		t.Errorf("postmaster %d became %d", postmaster, got)
 	}
-	w.sells(c)
-	l.Start()
-	c.WaitPrimary(0)
-	epoch := c.GroupState(0).Epoch
-	c.Eventually("list says what adoption means", func() error {
-		if err := listed(t, l.Node, "fence: weak", true); err != nil {
-			return err
-		}
-		return listed(t, l.Node, "restart pending", true)
-	})
-	w.sells(c)
-	w.undisturbed("adopted")
-
-	l.Stop()
-	l.Start()
-	c.WaitPrimary(0)
-	w.sells(c)
-	w.undisturbed("agent restarted")
-
-	c.Eventually("the cluster takes n2", func() error {
-		if r := n2.JoinOnly(c.Token, l.Peer()); r.Code != 0 {
-			return fmt.Errorf("exit %d: %s", r.Code, r.Err)
+	c.Eventually("list says that the fence is weak", func() error {
+		if r := n.CLI("list"); r.Code != 0 || !strings.Contains(r.Out, "fence: weak") {
+			return fmt.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
 		}
 		return nil
 	})
-	n2.Start()
-	c.WaitHealthy()
-	w.sells(c)
-	w.undisturbed("standby cloned and synchronous")
-	if got := l.PID(testkit.Postmaster); got != postmaster || c.GroupState(0).Epoch != epoch {
-		t.Errorf("postmaster %d, epoch %s: it should still be %d under %s", got, c.GroupState(0).Epoch, postmaster, epoch)
-	}
-	if l.psql("shop", "SELECT count(*) FROM orders WHERE n = 0") != "1" {
-		t.Error("the owner's own access is gone")
-	}
-
-	at := l.Kill9(testkit.Postmaster)
-	c.WaitPrimary(0, l.Node)
-	w.sells(c)
-	within(t, "handing over", time.Since(at), ttl+slack)
-	c.WaitHealthy()
-	timelinesAgree(t, c)
-	c.Eventually("list says nothing of a weak fence", func() error { return listed(t, n2, "weak", false) })
-	if now, err := os.ReadFile(filepath.Join(l.DataDir(), "pg_hba.conf")); err != nil || string(now) != string(hba) {
-		t.Errorf("its pg_hba.conf is not as it was (%v):\n%s", err, now)
-	}
-	w.check()
+	adopted(t, c, n)
 }
 
-// TestAdoptRunningSentinelKilled: the watcher of an adopted server dies; what it could no longer fence is restarted.
-func TestAdoptRunningSentinelKilled(t *testing.T) {
+// TestAdoptNothing refuses a directory that is not a primary's.
+func TestAdoptNothing(t *testing.T) {
 	t.Parallel()
 	c := testkit.New(t)
-	l := newLegacy(t, c, "n1")
-	w := openTill(t, l.Node)
-	l.adopt(c)
-	l.Start()
-	c.WaitPrimary(0)
-	w.sells(c)
-	w.undisturbed("adopted")
-	postmaster, epoch := l.PID(testkit.Postmaster), c.GroupState(0).Epoch
-	l.Kill9(testkit.Sentinel)
-	c.WaitState("another epoch is open", func(st admin.Status) error {
-		if g := st.State.Groups[0]; !g.Opened() || g.Epoch == epoch {
-			return fmt.Errorf("epoch %s", g.Epoch)
-		}
-		return nil
-	})
-	w.sells(c)
-	if got := l.PID(testkit.Postmaster); got == postmaster || got == 0 {
-		t.Errorf("postmaster %d, it was %d: it should have been restarted", got, postmaster)
+	n := c.Lay("n1", 0)
+	initDB(t, n)
+	writeFor(t, filepath.Join(n.DataDir(), "standby.signal"), "postgres")
+	r := n.BootstrapOnly("--adopt")
+	if r.Code != 1 || !strings.Contains(r.Err, "standby") {
+		t.Errorf("exit %d %s", r.Code, r.Err)
 	}
-	w.check()
-}
-
-// TestAdoptStopped takes a directory over that was shut down, or left by a crash, and lets its clients in as before.
-func TestAdoptStopped(t *testing.T) {
-	for name, sig := range map[string]syscall.Signal{"clean": syscall.SIGINT, "crashed": syscall.SIGKILL} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := testkit.New(t)
-			l := newLegacy(t, c, "n1")
-			w := openTill(t, l.Node)
-			w.sells(c)
-			l.end(sig)
-			l.adopt(c)
-			l.Start()
-			c.WaitPrimary(0)
-			w.sells(c)
-			if got := l.run("psql", "-X", "-A", "-t", "-h", l.sock, "-p", "6432", "-d", "shop", "-U", "auditor", "-c", "SELECT n FROM orders WHERE n = 0"); got != "0" {
-				t.Errorf("the auditor, whom a line trusts over the socket, sees %q", got)
-			}
-			c.Eventually("the formation's database is made beside the old ones", func() error {
-				if got := l.psql("postgres", "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE NOT datistemplate"); got != "app postgres shop" {
-					return fmt.Errorf("databases: %s", got)
-				}
-				return nil
-			})
-			if got := l.psql("postgres", "SHOW max_connections"); got != "50" {
-				t.Errorf("max_connections is %s, the owner had 50", got)
-			}
-			if st := c.Status().State.Groups[0]; len(st.Grants) == 0 || st.Grants[len(st.Grants)-1].Timeline != 2 {
-				t.Errorf("grants: %+v, want a promotion to timeline 2", st.Grants)
-			}
-			w.check()
-		})
-	}
-}
-
-// TestAdoptRefused: what cannot be adopted, and data that belongs elsewhere, is refused in words, and nothing is changed.
-func TestAdoptRefused(t *testing.T) {
-	t.Parallel()
-	c := testkit.New(t)
-	l := newLegacy(t, c, "n1")
-	l.change("postgresql.conf", func(s string) string { return s + "port = 6499\n" })
-	l.end(syscall.SIGINT)
-	l.serve()
-	l.refused("listens on port 6499, not 6432", "--pg-listen")
-	l.end(syscall.SIGINT)
-	l.change("postgresql.conf", func(s string) string { return strings.TrimSuffix(s, "port = 6499\n") })
-	signal := filepath.Join(l.DataDir(), "standby.signal")
-	l.must(os.WriteFile(signal, nil, 0o600))
-	l.refused("it is a standby", "adopt its primary")
-	l.must(os.Remove(signal))
-	l.serve()
-	if got := l.psql("postgres", "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'matriarch%'"); got != "0" {
-		t.Errorf("%s roles were left behind", got)
-	}
-	l.adopt(c)
-	l.Start()
-	c.WaitPrimary(0)
-
-	other := newLegacy(t, c, "n2")
-	other.end(syscall.SIGINT)
-	joined := func(n *testkit.Node, words ...string) {
-		t.Helper()
-		r := n.JoinOnly(c.Token, l.Peer())
-		if r.Code != 1 {
-			t.Fatalf("join of %s: exit %d\n%s%s", n.Name, r.Code, r.Out, r.Err)
+	for _, x := range files(t, n.Dir) {
+		if strings.HasSuffix(x, "identity.json") {
+			t.Errorf("%s is there after a refusal", x)
 		}
-		for _, w := range words {
-			if !strings.Contains(r.Err, w) {
-				t.Errorf("the refusal does not say %q: %s", w, r.Err)
-			}
-		}
-		if _, err := os.Stat(n.Config()); err == nil {
-			t.Errorf("%s was left behind", n.Config())
-		}
-	}
-	joined(other.Node, "system identifier", "belongs to another database cluster")
-	other.Group = 1
-	joined(other.Node, "group 1 has no data yet", "bootstrap --adopt")
-	l.must(os.Remove(filepath.Join(other.DataDir(), "PG_VERSION")))
-	joined(other.Node, "is not empty and holds no database cluster")
-	if st := c.State(); len(st.Nodes) != 1 {
-		t.Errorf("%d nodes", len(st.Nodes))
 	}
 }

@@ -86,3 +86,19 @@ func give(t *testing.T, path, name string) {
 		t.Fatal(err)
 	}
 }
+
+func makeFor(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL's own user passes through it
+		t.Fatal(err)
+	}
+	give(t, dir, name)
+}
+
+func writeFor(t *testing.T, path, name string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	give(t, path, name)
+}
