@@ -86,13 +86,7 @@ func join(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := takeAccess(&cfg, res.Settings); err != nil {
-		return err
-	}
-	if err := leaveOldLog(dir, cfg.Complete().RaftDir, res.Incarnation); err != nil {
-		return err
-	}
-	if err := enter(dir, cfg, d, res); err != nil {
+	if err := settle(dir, &cfg, d, res); err != nil {
 		return err
 	}
 	if err := cfg.Save(c.String("config")); err != nil {
@@ -199,6 +193,17 @@ func leaveOldLog(dir identity.Dir, raftDir string, incarnation uint64) error {
 		return fmt.Errorf("set the log of incarnation %d aside: %w", id.Incarnation, err)
 	}
 	return nil
+}
+
+// settle makes this host what the cluster answered.
+func settle(dir identity.Dir, cfg *config.Config, d draft, res transport.JoinResponse) error {
+	if err := takeAccess(cfg, res.Settings); err != nil {
+		return err
+	}
+	if err := leaveOldLog(dir, cfg.Complete().RaftDir, res.Incarnation); err != nil {
+		return err
+	}
+	return enter(dir, *cfg, d, res)
 }
 
 // enter writes what the cluster gave; identity.json comes last.
