@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"matriarch/pgmanager/pgconf"
 )
 
@@ -93,6 +95,26 @@ var limits = []struct {
 	{"max_wal_senders", 10, func(c pgconf.ControlData) int { return c.MaxWALSenders }},
 	{"max_prepared_transactions", 0, func(c pgconf.ControlData) int { return c.MaxPreparedXacts }},
 	{"max_locks_per_transaction", 64, func(c pgconf.ControlData) int { return c.MaxLocksPerXact }},
+}
+
+// LimitsTooLow reports whether the running server has less of something than the log held here needs. Its replay has then
+// stopped until it is started again, with what StartCommand raises.
+func (m *Manager) LimitsTooLow(ctx context.Context) (low bool, err error) {
+	c, err := m.ControlData(ctx)
+	if err != nil {
+		return false, err
+	}
+	err = m.withConn(ctx, "read the limits", func(conn *pgx.Conn) error {
+		for _, l := range limits {
+			var have int
+			if err := conn.QueryRow(ctx, "SELECT current_setting($1)::int", l.name).Scan(&have); err != nil {
+				return err
+			}
+			low = low || have < l.need(c)
+		}
+		return nil
+	})
+	return low, err
 }
 
 // raisedLimits lifts the limits that are too low to replay the log held here.

@@ -156,6 +156,7 @@ var nodeExamples = []nodeExample{
 	{"stray server with a lease", "R147", primary(func(v *View) { v.Sentinel, v.Local.Stray = Sentinel{Connected: true}, true }), Adopt{ep(1)}},
 	{"stray server", "R148", primary(func(v *View) { v.Sentinel, v.Local.Stray = Sentinel{Connected: true}, true }, group(free)), nil},
 	{"stopped", "R150", standby(func(v *View) { v.Sentinel = Sentinel{Connected: true} }), StartPG{}},
+	{"limits raised on the primary", "R155", standby(func(v *View) { v.PG.Starved = true }), StopPG{}},
 	{"starting", "R152", standby(func(v *View) { v.PG = Postgres{Why: "refused"} }), nil},
 	{
 		"granted and answered", "R200", standby(group(fresh), detached, func(v *View) { v.LeaseLeft = time.Second }),

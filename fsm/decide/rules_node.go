@@ -190,6 +190,13 @@ var NodeRules = []NodeRule{
 		func(f Facts) (Action, string) { return nil, "PostgreSQL does not answer: " + f.PG.Why },
 	},
 	{
+		"R155", "limits too low for the log", "max_connections and others must be at least the primary's, or replay stops; the next start raises them",
+		func(f Facts) bool { return f.PG.InRecovery && f.PG.Starved },
+		func(f Facts) (Action, string) {
+			return StopPG{}, fmt.Sprintf("replay stopped at %s, as the log was written with higher limits than those here: starting again with as much", f.PG.LSN)
+		},
+	},
+	{
 		"R190", "replaying before the promotion", "what it stands on must be known before it is left",
 		func(f Facts) bool { return f.Mine && !f.Primary && !f.PG.Settled },
 		func(f Facts) (Action, string) {

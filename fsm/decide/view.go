@@ -44,6 +44,7 @@ type Postgres struct {
 	Settled    bool    // a standby that has replayed everything it has and receives nothing
 	Streaming  bool    // its walreceiver streams
 	WALRemoved bool    // the upstream no longer has what it needs
+	Starved    bool    // replay has stopped: a limit is lower than where the log was written
 	SlotsWrong bool    // the members' slots here are not those wanted: a primary has them all, a standby none
 	Senders    []Sender
 }

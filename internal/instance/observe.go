@@ -32,12 +32,22 @@ func (p *Postgres) Observe(ctx context.Context, r agent.Roster) agent.Observatio
 		out.PG.Settled = o.Settled && o.Receiver == nil
 		out.PG.Streaming = o.Receiver != nil && o.Receiver.Status == "streaming"
 		out.PG.SlotsWrong = slotsWrong(nil, o)
+		out.PG.Starved = o.ReplayPaused && p.starved(ctx)
 		out.PG.WALRemoved = !out.PG.Streaming && out.Conf.Upstream != "" && p.walRemoved()
 		return out
 	}
 	out.PG.Senders = senders(r, o)
 	out.PG.SlotsWrong = slotsWrong(wantedSlots(r), o)
 	return out
+}
+
+// starved reports whether replay stopped because a limit is lower than where the log was written. Else somebody paused it.
+func (p *Postgres) starved(ctx context.Context) bool {
+	low, err := p.m.LimitsTooLow(ctx)
+	if err != nil {
+		p.log.Warn("why replay is paused is not known", "error", err)
+	}
+	return low
 }
 
 // senders are the members that stream under their name of this epoch and through their own slot: one name, one vote.
