@@ -90,7 +90,7 @@ func (n *Node) change(t *term, what string, id fsm.NodeID, reason string, f raft
 		n.cfg.Log.Debug("change of Raft's servers not made", "change", what, "node", id, "error", err)
 		return true // look again before anything else is done
 	}
-	n.cfg.Log.Info(what, "node", id, "name", n.State().Name(id), "reason", reason)
+	n.cfg.Log.Info("servers change", "what", what, "node", id, "name", n.State().Name(id), "reason", reason)
 	return true
 }
 
