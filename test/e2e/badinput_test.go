@@ -27,7 +27,7 @@ func TestBadInput(t *testing.T) {
 		}{
 			{[]string{"bootstrap", "--colour"}, 2, "--help"},
 			{[]string{"run", "--confg", "x"}, 2, "confg"},
-			{[]string{"strat"}, 2, "strat"},
+			{[]string{"starrt"}, 2, "starrt"},
 			{[]string{"join"}, 2, "token"},
 			{[]string{"remove"}, 2, "NODE"},
 			{[]string{"failover"}, 2, "--group"},
