@@ -154,6 +154,9 @@ var nodeExamples = []nodeExample{
 	{"broken clone", "R144", standby(func(v *View) { v.Sentinel, v.Local.Unfinished = Sentinel{Connected: true}, "unfinished clone" }), Clone{"a", ep(1)}},
 	{"new node, no primary", "R146", standby(func(v *View) { v.Sentinel, v.Local = Sentinel{Connected: true}, Local{} }, group(free)), nil},
 	{"stray server with a lease", "R147", primary(func(v *View) { v.Sentinel, v.Local.Stray = Sentinel{Connected: true}, true }), Adopt{ep(1)}},
+	{"stray server beside a primary", "R143", primary(func(v *View) {
+		v.Sentinel, v.Local.Stray, v.PG.InRecovery, v.Conf = Sentinel{Connected: true}, true, false, Conf{}
+	}, group(openB)), KillAll{}},
 	{"stray server", "R148", primary(func(v *View) { v.Sentinel, v.Local.Stray = Sentinel{Connected: true}, true }, group(free)), nil},
 	{"stopped", "R150", standby(func(v *View) { v.Sentinel = Sentinel{Connected: true} }), StartPG{}},
 	{"limits raised on the primary", "R155", standby(func(v *View) { v.PG.Starved = true }), StopPG{}},

@@ -2,7 +2,6 @@ package decide
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -146,6 +145,15 @@ var NodeRules = []NodeRule{
 		},
 		func(f Facts) (Action, string) {
 			return Announce{}, fmt.Sprintf("recording system identifier %s for group %d", f.Local.SystemID, f.Group.ID)
+		},
+	},
+	{
+		"R143", "writable server outside the lease", "a server that something else started would take writes beside the group's primary",
+		func(f Facts) bool {
+			return f.Local.Stray && f.PG.Reachable && !f.PG.InRecovery && f.Group.Held() && !f.HoldsAny && !f.Stale
+		},
+		func(f Facts) (Action, string) {
+			return KillAll{}, fmt.Sprintf("a writable PostgreSQL that matriarch did not start runs here, while the lease of group %d is %s: killing it; disable whatever starts it", f.Group.ID, f.leaseText())
 		},
 	},
 	{
@@ -362,46 +370,4 @@ func (f Facts) cloneSource() fsm.NodeID {
 		}
 	}
 	return f.Group.Lease.Holder
-}
-
-func (f Facts) leaseText() string {
-	l := f.Group.Lease
-	switch {
-	case l.Holder == "":
-		return fmt.Sprintf("free since epoch %s", f.Group.Epoch)
-	case l.Revoked:
-		return fmt.Sprintf("revoked (epoch %s of %s)", l.Epoch, f.State.Name(l.Holder))
-	case l.Holder == f.Self && l.Instance != f.Instance:
-		return fmt.Sprintf("of an earlier sentinel (epoch %s)", l.Epoch)
-	}
-	return fmt.Sprintf("with %s, epoch %s", f.State.Name(l.Holder), l.Epoch)
-}
-
-func (f Facts) names(ids []fsm.NodeID) string {
-	var out strings.Builder
-	out.WriteString("(")
-	for i, id := range ids {
-		if i > 0 {
-			out.WriteString(", ")
-		}
-		out.WriteString(f.State.Name(id))
-	}
-	return out.String() + ")"
-}
-
-func (f Facts) confText(c Conf) string {
-	up := "follows nobody"
-	if c.Upstream != "" {
-		up = "follows " + f.State.Name(c.Upstream)
-	}
-	return fmt.Sprintf("access %s, %d of %s confirm, %s", c.Phase, c.Sync.K, f.names(c.Sync.S), up)
-}
-
-func round(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }
-
-func orElse(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
 }

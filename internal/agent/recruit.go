@@ -128,7 +128,7 @@ func (a *Agent) promise(ctx context.Context, r Roster, e fsm.Epoch) (decide.Recr
 	if last, ok := r.Group.LastGrant(); ok && last.Holder == a.cfg.Self && last.Timeline == 0 && rec.Lineage == last.Epoch {
 		return rec, a.recordLate(ctx, r, tl, last.Epoch)
 	}
-	return rec, nil
+	return a.adoptedLate(r, rec)
 }
 
 // recordLate records a promotion that this node did not live to record: its data is true, and may be the only copy.
@@ -150,6 +150,20 @@ func (a *Agent) strayRecruit(ctx context.Context, r Roster, rec decide.Recruit, 
 		return rec, errors.New("the running server is a standby: stop it, matriarch starts it itself")
 	}
 	rec.Primary, rec.Timeline, rec.LSN, rec.Lineage = true, obs.PG.Timeline, obs.PG.LSN, local.LineageOf(obs.PG.Timeline)
+	return a.adoptedLate(r, rec)
+}
+
+// adoptedLate records an adoption that this node did not live to record: the grant made no timeline, so that the data here, its
+// holder's, is the whole of it.
+func (a *Agent) adoptedLate(r Roster, rec decide.Recruit) (decide.Recruit, error) {
+	last, ok := r.Group.LastGrant()
+	if !ok || last.Holder != a.cfg.Self || last.Timeline != rec.Timeline || last.Parent != last.Timeline || rec.Lineage == last.Epoch {
+		return rec, nil
+	}
+	if err := a.cfg.Postgres.SetLineage(rec.Timeline, last.Epoch); err != nil {
+		return rec, fmt.Errorf("record the timeline that goes on: %w", err)
+	}
+	rec.Lineage = last.Epoch
 	return rec, nil
 }
 
