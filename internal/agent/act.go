@@ -42,6 +42,7 @@ const (
 	maxBackoff     = 10 * time.Second
 	breath         = 50 * time.Millisecond
 	safetyBackoff  = 100 * time.Millisecond
+	echoTimeout    = 100 * time.Millisecond
 )
 
 // errNotYet is no failure: the same action will be decided again.
@@ -146,7 +147,7 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 
 // submit proposes; a refusal is an error.
 func (a *Agent) submit(ctx context.Context, c fsm.Command) error {
-	res, err := a.cfg.Control.Submit(ctx, c)
+	res, err := a.propose(ctx, c)
 	if err != nil {
 		return fmt.Errorf("propose %s: %w", c.Kind(), err)
 	}
@@ -156,9 +157,30 @@ func (a *Agent) submit(ctx context.Context, c fsm.Command) error {
 	return nil
 }
 
+// propose waits a moment for the log to bring the command here, too: by an older state the same would be decided again.
+func (a *Agent) propose(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	before := a.cfg.Control.State().Index
+	res, err := a.cfg.Control.Submit(ctx, c)
+	if err != nil {
+		return res, err
+	}
+	t := time.NewTimer(echoTimeout)
+	defer t.Stop()
+	for a.cfg.Control.State().Index <= before {
+		select {
+		case <-a.moved:
+		case <-t.C:
+			return res, nil
+		case <-ctx.Done():
+			return res, nil
+		}
+	}
+	return res, nil
+}
+
 // release gives the lease back. A refusal means that it is free already, which this node's state will show in a moment.
 func (a *Agent) release(ctx context.Context, r Roster, e fsm.Epoch, why string) error {
-	if _, err := a.cfg.Control.Submit(ctx, fsm.Release{Group: r.Group.ID, Epoch: e, Reason: why}); err != nil {
+	if _, err := a.propose(ctx, fsm.Release{Group: r.Group.ID, Epoch: e, Reason: why}); err != nil {
 		return fmt.Errorf("give the lease back: %w", err)
 	}
 	return nil
@@ -300,6 +322,20 @@ func (a *Agent) firstBreath(ctx context.Context) error {
 }
 
 func (a *Agent) adopt(ctx context.Context, r Roster, e fsm.Epoch) error {
+	a.lease.mu.Lock()
+	held, until, ok := a.lease.h.Until()
+	a.lease.mu.Unlock()
+	last, granted := r.Group.LastGrant()
+	if !ok || held != e || !granted || last.Epoch != e {
+		return errNotYet
+	}
+	if err := a.cfg.Postgres.SetLineage(last.Timeline, e); err != nil {
+		return fmt.Errorf("record the timeline that goes on: %w", err)
+	}
+	// Before the server: a sentinel that has it under no epoch would show a primary under another one, which is fenced.
+	if err := a.cfg.Sentinel.Deadline(ctx, e, until); err != nil {
+		return fmt.Errorf("hand over the deadline: %w", err)
+	}
 	if err := a.cfg.Sentinel.Adopt(ctx, e); err != nil {
 		return fmt.Errorf("adopt the running server: %w", err)
 	}

@@ -36,6 +36,7 @@ type Agent struct {
 	lease    leaseBox
 	sentinel sentinelBox
 	poke     chan struct{} // the state moved: a lease may wait for its first keepalive
+	moved    chan struct{} // the state moved: for the job that waits for it
 	news     chan struct{} // the report changed: the next keepalive is wanted soon
 
 	recruits chan recruitCall
@@ -80,7 +81,7 @@ const pastDecisions = 50
 // New makes an agent; Run starts it.
 func New(cfg Config) *Agent {
 	return &Agent{
-		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1),
+		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		recruits: make(chan recruitCall), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
 	}
 }
@@ -89,6 +90,7 @@ func New(cfg Config) *Agent {
 func (a *Agent) Changed() {
 	nudge(a.wake)
 	nudge(a.poke)
+	nudge(a.moved)
 }
 
 // Removed tells the agent that the node was taken out for good, which its own copy of the state may never say.

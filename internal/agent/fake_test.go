@@ -86,9 +86,11 @@ func inBed(t *testing.T, self fsm.NodeID, prepare func(*bed), body func(*bed)) {
 			Clock: func() lease.Stamp { return lease.Stamp{Raw: time.Since(b.began), Boot: time.Since(b.began)} }, Log: slog.New(slog.DiscardHandler),
 		})
 		go func() { b.done <- b.agent.Run(ctx) }()
+		defer func() {
+			stop()
+			<-b.done
+		}()
 		body(b)
-		stop()
-		<-b.done
 	})
 }
 
@@ -267,7 +269,11 @@ type fakeSentinel struct {
 
 var errSilent = errors.New("no answer")
 
-func (s *fakeSentinel) Instance() string { return "i" }
+func (s *fakeSentinel) Instance() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return "i" + strings.Repeat("'", len(s.at["reset"]))
+}
 
 func (s *fakeSentinel) Ping(ctx context.Context) (decide.Sentinel, error) {
 	s.mu.Lock()

@@ -93,10 +93,15 @@ func (n *nemesis) shrink(id fsm.GroupID) {
 	if p == nil || len(standbys) < 2 {
 		return
 	}
-	n.laggard(p, standbys[0])
-	_ = pause(n.ctx, n.w.draw(500*time.Millisecond, 3*time.Second))
+	behind := standbys[0]
+	for lag := 2 * time.Second; lag <= 6*time.Second; lag += 2 * time.Second { // step by step, or the standby would give up
+		n.w.net.SetDelay(p.pgHost, behind.pgHost, lag)
+		_ = pause(n.ctx, 2200*time.Millisecond)
+	}
+	n.later(n.w.draw(6*time.Second, 20*time.Second), func() { n.w.net.SetDelay(p.pgHost, behind.pgHost, 500*time.Microsecond) })
+	n.w.note("FAULT the stream from %s to %s lags by seconds", p.name, behind.name)
 	n.powerCut(standbys[1], n.w.draw(8*time.Second, 20*time.Second))
-	_ = pause(n.ctx, n.w.draw(1900*time.Millisecond, 3500*time.Millisecond))
+	_ = pause(n.ctx, n.w.draw(2*time.Second, 4*time.Second))
 	n.powerCut(p, n.w.draw(8*time.Second, 20*time.Second))
 }
 
