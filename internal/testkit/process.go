@@ -73,11 +73,9 @@ func killTogether(ps []process) {
 func gone(pid int, limit time.Duration) error {
 	deadline := time.Now().Add(limit)
 	for {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return nil
-		}
-		if i := bytes.LastIndexByte(stat, ')'); i >= 0 && i+2 < len(stat) && (stat[i+2] == 'Z' || stat[i+2] == 'X') {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // nothing to read: nothing there
+		i := bytes.LastIndexByte(stat, ')')
+		if i < 0 || i+2 >= len(stat) || stat[i+2] == 'Z' || stat[i+2] == 'X' {
 			return nil
 		}
 		if time.Now().After(deadline) {
