@@ -107,6 +107,7 @@ func (b *bed) group(f func(*fsm.Group)) {
 	s := *b.state
 	s.Groups = maps.Clone(s.Groups)
 	g := s.Groups[0]
+	g.Grants = slices.Clone(g.Grants)
 	f(&g)
 	s.Groups[0] = g
 	s.Index++
