@@ -64,7 +64,7 @@ func checkNewcomer(s *fsm.State, r transport.JoinRequest, now time.Time) error {
 	if limit := s.Cluster.Settings.MaximumClockSkew; skew > limit {
 		return refusal("the clock of the new host is %s off (here it is %s, there %s); at most %s is allowed: set it right (chrony, systemd-timesyncd) and join again", skew.Round(time.Millisecond), now.UTC().Format(time.RFC3339), r.Now.UTC().Format(time.RFC3339), limit)
 	}
-	if major(r.Version) != major(version) {
+	if ours, theirs := major(version), major(r.Version); ours != theirs && ours != "" && theirs != "" {
 		return refusal("the new host runs matriarch %s, the cluster %s: install a version of the same major number", r.Version, version)
 	}
 	for _, m := range s.Members(fsm.GroupID(r.Group)) {
@@ -90,7 +90,7 @@ func checkData(s *fsm.State, r transport.JoinRequest) error {
 	return nil
 }
 
-// major is the number before the first dot; a development version agrees with every other.
+// major is the number before the first dot; a development version has none and agrees with every other.
 func major(v string) string {
 	m, _, ok := strings.Cut(strings.TrimPrefix(v, "v"), ".")
 	if !ok {
