@@ -201,7 +201,9 @@ func (p *process) run(mux *transport.Mux, rpc *transport.RPCServer) {
 			w.note("%s: consensus ends: %v", p.m.name, err)
 		}
 		cancel()
-		err = errors.Join(rpc.Close(), mux.Close(), p.node.Close())
+		if err := errors.Join(rpc.Close(), mux.Close(), p.node.Close()); err != nil {
+			w.note("%s: %v", p.m.name, err)
+		}
 		p.client.Close()
 		wg.Wait()
 		close(p.done)

@@ -273,4 +273,5 @@ func (w *World) stop(cancel context.CancelFunc) {
 		w.net.Kill(h)
 	}
 	w.background.Wait()
+	time.Sleep(10 * time.Second) // the gossip library's last probes run into their time limits
 }

@@ -1,0 +1,104 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"matriarch/fsm"
+	"matriarch/fsm/decide"
+)
+
+// promote makes PostgreSQL writable. The sentinel checks the deadline once more, by itself.
+func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
+	if err := a.cfg.Postgres.Configure(ctx, r, x.Conf); err != nil {
+		return fmt.Errorf("configure before promotion: %w", err)
+	}
+	a.lease.mu.Lock()
+	e, until, ok := a.lease.h.Until()
+	a.lease.mu.Unlock()
+	if !ok || e != x.Epoch {
+		return errNotYet
+	}
+	if err := a.claim(x.Epoch, x.From); err != nil {
+		return fmt.Errorf("record the promotion to come: %w", err)
+	}
+	if err := a.cfg.Sentinel.Deadline(ctx, e, until); err != nil {
+		return fmt.Errorf("hand over the deadline: %w", err)
+	}
+	if err := a.cfg.Sentinel.Promote(ctx, x.Epoch); err != nil {
+		return fmt.Errorf("promote under epoch %s: %w", x.Epoch, err)
+	}
+	if err := a.record(ctx, r, x.Epoch); err != nil {
+		return err
+	}
+	_ = a.ping(ctx) // the heartbeat will tell otherwise
+	return nil
+}
+
+// claim writes down, before the promotion, that whatever timeline stands above the present one is of this epoch. Older claims
+// on such numbers were never followed up.
+func (a *Agent) claim(e fsm.Epoch, present fsm.Timeline) error {
+	local, err := a.cfg.Postgres.Local()
+	if err != nil {
+		return err
+	}
+	for tl := range local.Lineage {
+		if tl > present && local.Lineage[tl] != e {
+			if err := a.cfg.Postgres.SetLineage(tl, e); err != nil {
+				return err
+			}
+		}
+	}
+	if local.Lineage[0] == e {
+		return nil
+	}
+	return a.cfg.Postgres.SetLineage(0, e)
+}
+
+// record makes the slots, then tells the state which timeline the promotion made. Only then may anybody follow.
+func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch) error {
+	tl, parent, fork, err := a.cfg.Postgres.Promoted(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for the end of recovery: %w", err)
+	}
+	if err := a.cfg.Postgres.SetLineage(tl, e); err != nil {
+		return fmt.Errorf("record the new timeline: %w", err)
+	}
+	if err := a.cfg.Postgres.Slots(ctx, r); err != nil {
+		return fmt.Errorf("make the members' slots: %w", err)
+	}
+	return a.submit(ctx, fsm.Promoted{Group: r.Group.ID, Epoch: e, Timeline: tl, Parent: parent, Fork: fork})
+}
+
+// equip runs once per epoch; what is there already costs one look.
+func (a *Agent) equip(ctx context.Context, r Roster, e fsm.Epoch) error {
+	if err := a.cfg.Postgres.Equip(ctx, r); err != nil {
+		return fmt.Errorf("make roles and databases: %w", err)
+	}
+	a.equipped.Store(&e)
+	return nil
+}
+
+// confirm passes the barrier, makes the first synchronous commit of the epoch, and ends the joint phase.
+func (a *Agent) confirm(ctx context.Context, r Roster, x decide.Confirm) error {
+	if err := a.cfg.Postgres.Configure(ctx, r, x.Conf); err != nil {
+		return fmt.Errorf("set the synchronous standbys: %w", err)
+	}
+	bctx, cancel := context.WithTimeout(ctx, barrierTimeout)
+	defer cancel()
+	if err := a.cfg.Postgres.Barrier(bctx, r, x.Conf); err != nil {
+		if ctx.Err() == nil && bctx.Err() != nil {
+			return errNotYet
+		}
+		return fmt.Errorf("pass the barrier: %w", err)
+	}
+	if !r.Group.Opened() {
+		if err := a.cfg.Postgres.FirstCommit(bctx, x.Epoch); err != nil {
+			if ctx.Err() == nil && bctx.Err() != nil {
+				return errNotYet // a standby went away: the set may have to change first
+			}
+			return fmt.Errorf("first synchronous commit: %w", err)
+		}
+	}
+	return a.submit(ctx, fsm.SyncConfirm{Group: r.Group.ID, Epoch: x.Epoch, Pair: x.Pair})
+}
