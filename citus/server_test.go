@@ -216,14 +216,15 @@ func (s *server) standby() *server {
 	return b
 }
 
-// caughtUp waits until a standby has replayed everything.
+// caughtUp waits until a standby has replayed everything. It looks from database postgres: a session in appDB would start the
+// maintenance daemon there, which goes to work by itself at the promotion.
 func (s *server) caughtUp(standby *server) {
 	s.t.Helper()
 	var lsn string
 	s.get(appDB, &lsn, "SELECT pg_current_wal_flush_lsn()::text")
 	standby.eventually("has replayed "+lsn, func(ctx context.Context) bool {
 		var ok bool
-		return standby.query(ctx, appDB, &ok, "SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn", lsn) == nil && ok
+		return standby.query(ctx, "postgres", &ok, "SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn", lsn) == nil && ok
 	})
 }
 

@@ -42,9 +42,10 @@ func Apply(s *State, index uint64, data []byte) (*State, Result) {
 	}
 	dec, known := decoders[env.Type]
 	switch {
-	case !known && env.Ignore:
+	case known && env.V <= Protocol:
+	case env.Ignore:
 		return s.at(index), done
-	case !known:
+	default: // a newer version of a known command may mean something else
 		return s, Result{Fatal: true, Reason: fmt.Sprintf("entry %d is a %q command (version %d), which this version of matriarch does not know: install a newer one", index, env.Type, env.V)}
 	}
 	cmd, err := dec(env.Body)

@@ -113,7 +113,7 @@ var NodeRules = []NodeRule{
 	},
 	{
 		"R126", "backing off", "a failed action is not repeated at once",
-		func(f Facts) bool { return f.Backoff > 0 },
+		func(f Facts) bool { return f.Backoff > 0 && !f.Primary }, // a primary has other duties meanwhile
 		func(f Facts) (Action, string) {
 			return nil, fmt.Sprintf("trying again in %s after: %s", round(f.Backoff), f.Failed)
 		},

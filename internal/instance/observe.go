@@ -144,6 +144,9 @@ func (p *Postgres) Barrier(ctx context.Context, r agent.Roster, c decide.Conf) e
 	if c.Sync.K == 0 {
 		return nil
 	}
+	if err := p.arm(ctx); err != nil {
+		return err
+	}
 	old := map[int]time.Time{}
 	replies := map[int]int{}
 	for _, s := range p.m.Observe(ctx).Senders {
@@ -173,6 +176,24 @@ func (p *Postgres) Barrier(ctx context.Context, r agent.Roster, c decide.Conf) e
 		case <-time.After(settlePoll):
 		}
 	}
+}
+
+// arm makes sure that commits wait: the checkpointer, which tells the backends, reads its settings before it begins a
+// checkpoint asked for.
+func (p *Postgres) arm(ctx context.Context) error {
+	p.mu.Lock()
+	unarmed := p.unarmed
+	p.mu.Unlock()
+	if !unarmed {
+		return nil
+	}
+	if err := p.m.Checkpoint(ctx); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.unarmed = false
+	p.mu.Unlock()
+	return nil
 }
 
 func reloaded(senders []pgmanager.Sender, old map[int]time.Time, replies map[int]int) bool {

@@ -27,6 +27,7 @@ type Postgres struct {
 
 	mu      sync.Mutex
 	applied decide.Conf // what Configure wrote last
+	unarmed bool        // commits did not wait for anybody before that, and some may still not
 	logMark int64       // size of PostgreSQL's log then
 }
 
@@ -77,6 +78,7 @@ func (p *Postgres) Configure(ctx context.Context, r agent.Roster, c decide.Conf)
 	}
 	p.mu.Lock()
 	leaving := c.Upstream == "" && p.applied.Upstream != ""
+	p.unarmed = p.unarmed || (c.Sync.K > 0 && p.applied.Epoch == c.Epoch && p.applied.Upstream == "" && p.applied.Sync.K == 0)
 	p.mu.Unlock()
 	if leaving {
 		err = p.m.ClearUpstream(ctx, w)
@@ -125,7 +127,12 @@ func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error)
 
 var phases = map[decide.Phase]pgconf.Phase{decide.Closed: pgconf.Closed, decide.Members: pgconf.Members, decide.Open: pgconf.Open}
 
+// syncNames renders the pair. Backends wait for standbys only once the checkpointer has seen that there are names, which a long
+// checkpoint puts off: so a server that is not primary has a name already, nobody's, and needs no such moment when promoted.
 func syncNames(c decide.Conf) string {
+	if primary := c.Upstream == "" && !c.Epoch.IsZero(); !primary {
+		return pgconf.SyncNames(1, []string{"m_nobody"})
+	}
 	var names []string
 	for _, id := range c.Sync.S {
 		names = append(names, pgconf.AppName(id, c.Epoch))

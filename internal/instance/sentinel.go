@@ -40,6 +40,14 @@ type Sentinel struct {
 // OpenSentinel connects to the sentinel that runs, or starts one.
 func OpenSentinel(ctx context.Context, cfg SentinelConfig, pg *pgmanager.Manager) (*Sentinel, error) {
 	s := &Sentinel{cfg: cfg, pg: pg, events: make(chan struct{}, 1), taken: make(chan struct{})}
+	if _, err := fence.Peek(ctx, cfg.Spawn.Socket); err != nil {
+		// The sentinel died, perhaps with the postmaster, and a session of the latter may live a moment longer.
+		if _, running := pg.RunningPostmaster(); !running {
+			if err := fence.KillAll(ctx, cfg.DataDir); err != nil {
+				return nil, fmt.Errorf("end what an earlier PostgreSQL left: %w", err)
+			}
+		}
+	}
 	if err := fence.Spawn(ctx, cfg.Spawn); err != nil {
 		return nil, err
 	}
