@@ -78,7 +78,7 @@ func bootstrap(c *cli.Context) error {
 			return errors.Join(err, m.undo(dir))
 		}
 	}
-	if err := cfg.Save(c.String("config")); err != nil {
+	if err := saveConfig(cfg, c.String("config")); err != nil {
 		return errors.Join(fmt.Errorf("write the configuration: %w", err), m.undo(dir))
 	}
 	return m.print(c, full)

@@ -189,3 +189,11 @@ func member(dir identity.Dir) error {
 	}
 	return fmt.Errorf("this host is node %s of cluster %s already (state directory %s): nothing was changed", id.Name, id.ClusterID, dir)
 }
+
+// saveConfig writes the node's configuration, on a fresh host into a new directory.
+func saveConfig(cfg config.Config, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // the file itself is private
+		return fmt.Errorf("make the configuration's directory: %w", err)
+	}
+	return cfg.Save(path)
+}

@@ -89,7 +89,7 @@ func join(c *cli.Context) error {
 	if err := settle(dir, &cfg, d, res); err != nil {
 		return err
 	}
-	if err := cfg.Save(c.String("config")); err != nil {
+	if err := saveConfig(cfg, c.String("config")); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}
 	r := map[string]string{"cluster_id": res.ClusterID, "node_id": cfg.Node.ID, "config": c.String("config")}
