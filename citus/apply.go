@@ -55,6 +55,9 @@ func (p *Pool) write(ctx context.Context, s *session, durable bool, f func(pgx.T
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
 	if s.fresh {
+		// The very first statement: the maintenance daemon, which a query wakes, must find the rows held. What is in the way,
+		// perhaps an older conductor, is dealt with next.
+		_ = tryLock(ctx, tx)
 		if _, err := EndOlder(ctx, tx, p.term); err != nil {
 			return err
 		}
@@ -85,16 +88,12 @@ func (p *Pool) write(ctx context.Context, s *session, durable bool, f func(pgx.T
 // lockRows keeps all others from changing pg_dist_node. Citus' sync daemon holds the table for as long as it waits for a node
 // that does not answer, 5 s of every 5.5: it is ended, and starts again after the commit.
 func lockRows(ctx context.Context, tx pgx.Tx) error {
-	const lock = `LOCK TABLE pg_catalog.pg_dist_node IN SHARE ROW EXCLUSIVE MODE`
 	const endDaemon = `SELECT pg_cancel_backend(pid), pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
 		WHERE locktype = 'relation' AND relation = 'pg_catalog.pg_dist_node'::regclass AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		AND application_name = 'Citus Metadata Sync Daemon' AND backend_type <> 'client backend'`
 	const notInTime = "55P03"
-	err := pgx.BeginFunc(ctx, tx, func(try pgx.Tx) error {
-		_, err := try.Exec(ctx, "SET LOCAL lock_timeout = '300ms'; "+lock, pgx.QueryExecModeSimpleProtocol)
-		return err
-	})
+	err := tryLock(ctx, tx)
 	if sqlState(err) != notInTime {
 		return err
 	}
@@ -103,6 +102,16 @@ func lockRows(ctx context.Context, tx pgx.Tx) error {
 	}
 	_, err = tx.Exec(ctx, lock)
 	return err
+}
+
+const lock = `LOCK TABLE pg_catalog.pg_dist_node IN SHARE ROW EXCLUSIVE MODE`
+
+// tryLock waits a moment only, and leaves the transaction usable.
+func tryLock(ctx context.Context, tx pgx.Tx) error {
+	return pgx.BeginFunc(ctx, tx, func(try pgx.Tx) error {
+		_, err := try.Exec(ctx, "SET LOCAL lock_timeout = '300ms'; "+lock, pgx.QueryExecModeSimpleProtocol)
+		return err
+	})
 }
 
 // settle is the first transaction in a coordinator's database: whatever its rows say from the past is put right before
@@ -143,8 +152,7 @@ func run(ctx context.Context, tx pgx.Tx, step Step) error {
 	case UpdateNode:
 		err = updateNode(ctx, tx, s)
 	case UpdateRow:
-		const update = `UPDATE pg_dist_node SET nodename = $4, nodeport = $5::int WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
-		err = one(tx.Exec(ctx, update, s.NodeID, s.From.Host, s.From.Port, s.To.Host, s.To.Port))
+		err = updateRow(ctx, tx, s)
 	case CopyRow:
 		const insert = `INSERT INTO pg_dist_node (nodeid, groupid, nodename, nodeport, noderack, noderole, nodecluster, isactive,
 			hasmetadata, metadatasynced, shouldhaveshards) 
@@ -170,13 +178,24 @@ func run(ctx context.Context, tx pgx.Tx, step Step) error {
 	return nil
 }
 
+const there = `SELECT FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+
+// updateRow changes a worker's own copy. The coordinator's daemon may have carried the new row there a moment before.
+func updateRow(ctx context.Context, tx pgx.Tx, s UpdateRow) error {
+	const update = `UPDATE pg_dist_node SET nodename = $4, nodeport = $5::int WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+	err := one(tx.Exec(ctx, update, s.NodeID, s.From.Host, s.From.Port, s.To.Host, s.To.Port))
+	if errors.Is(err, errStale) {
+		return one(tx.Exec(ctx, there, s.NodeID, s.To.Host, s.To.Port))
+	}
+	return err
+}
+
 // updateNode lets Citus end the sessions that hold the node's shards after a second: they wait for a server that is gone.
 func updateNode(ctx context.Context, tx pgx.Tx, s UpdateNode) error {
 	const cooldown = 1000 // milliseconds
 	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '8s'"); err != nil {
 		return err
 	}
-	const there = `SELECT FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
 	if err := one(tx.Exec(ctx, there, s.NodeID, s.From.Host, s.From.Port)); err != nil {
 		return err
 	}
