@@ -48,6 +48,8 @@ func op(to fsm.NodeID, trust bool) func(*GroupView) {
 	return edit(func(g *fsm.Group) { g.Op = &fsm.Operation{ID: "o", Kind: "failover", To: to, Trust: trust, By: "me"} })
 }
 
+func changed(ago time.Duration) func(*GroupView) { return func(v *GroupView) { v.Changed = ago } }
+
 func nobody(v *GroupView) { v.Recruits, v.Asking, v.Enough = nil, 0, 0 }
 
 var clusterExamples = []struct {
@@ -65,6 +67,11 @@ var clusterExamples = []struct {
 	{"held", "C220", election(held), ""},
 	{"paused", "C230", election(edit(func(g *fsm.Group) { g.Paused = true })), ""},
 	{"free", "C300", election(nobody), "RecruitAll"},
+	{"just changed, its holder lives", "C325", election(changed(5*time.Second), recruits(rec("b", 200), rec("c", 200))), "RecruitAll"},
+	{"just changed, its holder has come back behind the best", "C400", election(changed(5*time.Second), recruits(rec("a", 200), rec("b", 300), rec("c", 300))), "GrantLease{To:a"},
+	{"just changed, its holder is dead", "C400", election(changed(5*time.Second), recruits(rec("b", 200), rec("c", 200)), func(v *GroupView) { v.Heard["a"] = time.Minute }), "GrantLease{To:b"},
+	{"just changed, asked for", "C400", election(changed(5*time.Second), op("c", false), recruits(rec("b", 200), rec("c", 200))), "GrantLease{To:c"},
+	{"changed long ago", "C400", election(changed(time.Minute), recruits(rec("b", 200), rec("c", 200))), "GrantLease{To:b"},
 	{"one of two", "C310", election(recruits(rec("b", 200))), "RecruitAll"},
 	{"nobody", "C310", election(recruits()), "RecruitAll"},
 	{"a foreign timeline proves nothing", "C310", election(recruits(rec("b", 200), Recruit{Node: "a", Timeline: 2, Lineage: ep(0), LSN: 900})), "RecruitAll"},

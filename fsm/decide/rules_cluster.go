@@ -20,6 +20,7 @@ type GroupView struct {
 	Enough    time.Duration                // since the recruits have sufficed; 0: they do not
 	Leading   time.Duration                // since the leader's Ready: nodes not in Heard have been silent for as long
 	Reference fsm.LSN                      // newest position the last holder reported
+	Changed   time.Duration                // since another node took over unasked; 0: not seen in this term
 }
 
 // ClusterPlan is the outcome for one group.
@@ -66,6 +67,8 @@ const (
 	RecruitGrace = 100 * time.Millisecond
 	// firstHostWait is how long a leader waits for a group's first host before a later one may begin.
 	firstHostWait = 10 * time.Second
+	// ChangeBudget is the time in which a group whose holder lives changes its primary at most once without being asked.
+	ChangeBudget = 30 * time.Second
 	// reclaimAfter is how long a silent node keeps the right to create the first data directory.
 	reclaimAfter = time.Minute
 )
@@ -230,6 +233,13 @@ var ClusterRules = []ClusterRule{
 		},
 	},
 	{
+		"C325", "the holder comes back, as the group has just changed", "at most one unplanned change in 30 s while the holder lives: a group must not be passed round",
+		func(f GroupFacts) bool { return f.spent() && !f.recruited(f.Group.LastHolder) },
+		func(f GroupFacts) (ClusterAction, string) {
+			return RecruitAll{}, fmt.Sprintf("%s took over %s ago and lives: waiting up to %s for it to come back%s", f.State.Name(f.Group.LastHolder), round(f.Changed), round(ChangeBudget-f.Changed), f.refusalText())
+		},
+	},
+	{
 		"C330", "the candidate asked for cannot be", "",
 		func(f GroupFacts) bool {
 			return f.opCandidate() != "" && f.chosen() == nil && len(f.Ranked) > 0 && f.Asking > AliveWithin
@@ -298,6 +308,13 @@ func (f GroupFacts) chosen() *Recruit {
 		}
 		return nil
 	}
+	if f.spent() {
+		for _, r := range f.Ranked {
+			if r.Node == f.Group.LastHolder && f.safe(r) {
+				return &r
+			}
+		}
+	}
 	for _, r := range f.Ranked {
 		if (to == "" || r.Node == to) && f.safe(r) {
 			return &r
@@ -305,6 +322,14 @@ func (f GroupFacts) chosen() *Recruit {
 	}
 	return nil
 }
+
+// spent reports whether the group has had its one unplanned change of the time being, and its holder lives to come back.
+func (f GroupFacts) spent() bool {
+	ago, heard := f.Heard[f.Group.LastHolder]
+	return f.Group.Op == nil && f.Changed > 0 && f.Changed < ChangeBudget && heard && ago < AliveWithin
+}
+
+func (f GroupFacts) recruited(id fsm.NodeID) bool { return slices.Contains(nodesOf(f.Recruits), id) }
 
 // safe reports whether the recruits that c is not behind suffice by themselves: then c has every acknowledged commit, though
 // others may have more that never was.

@@ -111,7 +111,7 @@ func (c *Conductor) Run(ctx context.Context, lead Lead) {
 	if c.cfg.Metadata != nil {
 		wg.Go(func() { c.keepMetadata(ctx, lead) })
 	}
-	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, began: time.Now()}
+	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, began: time.Now()}
 	t.run(ctx)
 	c.plans.Store(nil)
 }
@@ -123,8 +123,16 @@ type term struct {
 	elections map[fsm.GroupID]*election
 	answers   chan answer
 	last      map[fsm.GroupID]string
+	changes   map[fsm.GroupID]change
 	began     time.Time
 	wg        sync.WaitGroup
+}
+
+// change is a group's holder as last seen, and when another took its place unasked.
+type change struct {
+	holder fsm.NodeID
+	asked  bool // an operation was there when last looked
+	at     time.Time
 }
 
 // election gathers the answers of one group's members for one epoch.
@@ -174,6 +182,7 @@ func (t *term) look(ctx context.Context) (busy bool) {
 		if e := t.elections[id]; e != nil && (g.Held() || e.prev != g.Epoch) {
 			delete(t.elections, id)
 		}
+		t.noteChange(g)
 		p := decide.Cluster(t.view(s, g, t.elections[id]))
 		plans[id] = Decision{At: time.Now(), Rule: p.Rule, Name: p.Name, Reason: p.Reason}
 		if t.last[id] != p.Rule {
@@ -190,8 +199,20 @@ func (t *term) look(ctx context.Context) (busy bool) {
 	return busy
 }
 
+func (t *term) noteChange(g fsm.Group) {
+	c, known := t.changes[g.ID]
+	if known && c.holder != g.LastHolder && c.holder != "" && !c.asked {
+		c.at = time.Now()
+	}
+	c.holder, c.asked = g.LastHolder, g.Op != nil
+	t.changes[g.ID] = c
+}
+
 func (t *term) view(s *fsm.State, g fsm.Group, e *election) decide.GroupView {
 	v := decide.GroupView{State: s, Group: g, Heard: map[fsm.NodeID]time.Duration{}, Leading: time.Since(t.began), Reference: s.Nodes[g.LastHolder].Report.Replay}
+	if at := t.changes[g.ID].at; !at.IsZero() {
+		v.Changed = time.Since(at)
+	}
 	for _, n := range s.Members(g.ID) {
 		if ago, ok := t.lead.Heard(n.ID); ok {
 			v.Heard[n.ID] = ago
