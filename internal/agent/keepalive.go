@@ -9,6 +9,9 @@ import (
 	"matriarch/fsm/decide"
 )
 
+// lastBeat bounds the keepalive that a leaving agent still sends.
+const lastBeat = 300 * time.Millisecond
+
 // keepalives renews the lease and reports, on the leader's grid. It stops renewing while the sentinel is silent: a lease
 // that nobody could fence must run out.
 func (a *Agent) keepalives(ctx context.Context) {
@@ -18,6 +21,9 @@ func (a *Agent) keepalives(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			t.Stop()
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastBeat)
+			a.beat(last) // the next agent has the whole of a lease to begin in
+			cancel()
 			return
 		case <-a.poke:
 			t.Stop()

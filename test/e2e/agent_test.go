@@ -107,7 +107,10 @@ func heard(st admin.Status, n *testkit.Node) error {
 // TestUpgrade replaces the program under a running formation.
 func TestUpgrade(t *testing.T) {
 	c, nodes := three(t)
-	const version = "v1.0.1-test"
+	const (
+		version = "v1.0.1-test"
+		absence = 1500 * time.Millisecond // of the primary's agent; the sentinel waits for about 3.5 s
+	)
 	bin := testkit.Build(t, version)
 	w := c.Write(0)
 	p, epoch := c.WaitPrimary(0), c.GroupState(0).Epoch
@@ -116,6 +119,9 @@ func TestUpgrade(t *testing.T) {
 		postmaster, sentinel := n.PID(testkit.Postmaster), n.PID(testkit.Sentinel)
 		n.Stop()
 		n.Use(bin)
+		if n == p {
+			time.Sleep(absence)
+		}
 		n.Start()
 		c.WaitState(n.Name+" is known with its new version", func(st admin.Status) error {
 			if have := st.State.Nodes[n.ID()].Version; have != version {
