@@ -115,9 +115,9 @@ func (e entry) applyGroup(cmd Command) Result {
 	case GrantCmd:
 		return e.grant(c)
 	case Release:
-		return e.end(c.Group, c.Epoch, "released", c.Reason)
+		return e.release(c)
 	case Expire:
-		return e.end(c.Group, c.Epoch, "expired", "the holder was not heard of for the length of its lease")
+		return e.end(c.Group, c.Epoch, "expired", "the holder was not heard of for the length of its lease", nil)
 	case Revoke:
 		return e.revoke(c)
 	case Promoted:
@@ -132,6 +132,8 @@ func (e entry) applyGroup(cmd Command) Result {
 		return e.operationPut(c)
 	case OperationDrop:
 		return e.operationDrop(c)
+	case OperationMove:
+		return e.operationMove(c)
 	}
 	return refuse("command %q has no handler", cmd.Kind())
 }
@@ -229,7 +231,7 @@ func (e entry) nodeRemove(c NodeRemove) Result {
 	switch {
 	case g.Lease.Holder == c.Node:
 		return refuse("node %s holds the lease of group %d: fail over to another node first", n.Name, n.Group)
-	case slices.ContainsFunc(g.Sync.Pairs, func(p Pair) bool { return p.Has(c.Node) }):
+	case slices.ContainsFunc(g.pairs(), func(p Pair) bool { return p.Has(c.Node) }):
 		return refuse("node %s is in the synchronous set of group %d: stop it and wait until the group has let it go", n.Name, n.Group)
 	case g.LastHolder == c.Node && !g.Held() && g.SystemID != "":
 		return refuse("node %s was the last primary of group %d and nobody has taken over: its data may be the only copy", n.Name, n.Group)
@@ -272,7 +274,7 @@ func (e entry) recovered(c Recovered) Result {
 	e.Cluster.Incarnation = c.Incarnation
 	for _, id := range e.GroupIDs() {
 		g := e.Groups[id]
-		g.Sync.Unknown, g.Op = true, nil
+		g.Sync.Unknown, g.Op, g.Planned, g.Ended = true, nil, nil, nil
 		e.Groups[id] = g
 		e.note(id, History{Kind: "recovered", Epoch: g.Epoch, Text: fmt.Sprintf("control plane rebuilt, incarnation %d: what the synchronous set was is unknown", c.Incarnation)})
 	}

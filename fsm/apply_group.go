@@ -63,6 +63,9 @@ func (e entry) grant(c GrantCmd) Result {
 	g.Lease = Lease{Holder: c.Holder, Instance: c.Instance, Epoch: g.Epoch, TTL: c.TTL}
 	g.LastHolder = c.Holder
 	// The pairs in force stay until the new one is confirmed: two losses in a row must not elect a node that has neither.
+	if g.Ended != nil && g.Ended.Epoch == c.Prev {
+		g.Sync.Pairs = nil // they are kept with the end
+	}
 	g.Sync.Pairs = addPair(g.Sync.Pairs, c.Pair)
 	gr := Grant{Epoch: g.Epoch, Holder: c.Holder}
 	if c.Adopt != 0 {
@@ -72,7 +75,15 @@ func (e entry) grant(c GrantCmd) Result {
 		g.Grants = g.Grants[1:]
 	}
 	g.Grants = append(slices.Clone(g.Grants), gr)
-	g.Op = nil
+	switch {
+	case g.Op.promotes(c.Holder):
+		op := *g.Op
+		op.Epoch, g.Op = g.Epoch, &op
+	case g.Op.Pausing():
+		e.over(&g, false, fmt.Sprintf("%s became primary instead", e.Name(c.Holder)))
+	default:
+		g.Op = nil
+	}
 	e.Groups[c.Group] = g
 	e.note(c.Group, History{Kind: "granted", Node: c.Holder, Epoch: g.Epoch, LSN: c.LSN, Text: fmt.Sprintf("%s may become primary: %s", e.Name(c.Holder), c.Reason)})
 	return Result{OK: true, Epoch: g.Epoch}
@@ -104,16 +115,40 @@ func addPair(pairs []Pair, p Pair) []Pair {
 	return append(out, p)
 }
 
+// release gives a lease back. A holder that stopped in good order says where.
+func (e entry) release(c Release) Result {
+	g := e.Groups[c.Group]
+	last, _ := g.LastGrant()
+	var end *End
+	if c.LSN != 0 && last.Epoch == c.Epoch && last.Timeline == c.Timeline && !g.Sync.Unknown {
+		end = &End{Epoch: c.Epoch, Timeline: c.Timeline, LSN: c.LSN, Pairs: slices.Clone(g.Sync.Pairs)}
+		if g.Ended != nil {
+			end.Pairs = append(slices.Clone(g.Ended.Pairs), end.Pairs...)
+		}
+	}
+	return e.end(c.Group, c.Epoch, "released", c.Reason, end)
+}
+
 // end frees a lease: released by its holder or expired by the leader.
-func (e entry) end(id GroupID, epoch Epoch, kind, why string) Result {
+func (e entry) end(id GroupID, epoch Epoch, kind, why string, end *End) Result {
 	g := e.Groups[id]
 	if !g.Held() || g.Lease.Epoch != epoch {
 		return refuse("group %d: epoch %s does not hold the lease", id, epoch)
 	}
 	holder := g.Lease.Holder
 	g.Lease = Lease{}
-	e.Groups[id] = g
+	if end != nil {
+		g.Ended = end
+	}
 	e.note(id, History{Kind: kind, Node: holder, Epoch: epoch, Text: fmt.Sprintf("%s is primary no more: %s", e.Name(holder), why)})
+	switch {
+	case end != nil && g.Op.Demoting(epoch):
+		op := *g.Op
+		op.Phase, g.Op = Promote, &op
+	case g.Op.Pausing():
+		e.over(&g, false, fmt.Sprintf("%s lost the lease in phase %s: %s", e.Name(holder), g.Op.Phase, why))
+	}
+	e.Groups[id] = g
 	return done
 }
 
@@ -124,6 +159,9 @@ func (e entry) revoke(c Revoke) Result {
 	}
 	if !g.Lease.Revoked {
 		g.Lease.Revoked = true
+		if g.Op.Pausing() {
+			e.over(&g, false, "the lease was revoked: "+c.Reason)
+		}
 		e.Groups[c.Group] = g
 		e.note(c.Group, History{Kind: "revoked", Node: g.Lease.Holder, Epoch: c.Epoch, Text: c.Reason})
 	}
@@ -215,6 +253,11 @@ func (e entry) syncConfirm(c SyncConfirm) Result {
 	}
 	first := g.Sync.Confirmed != c.Epoch
 	g.Sync = Sync{Pairs: []Pair{g.Sync.Target()}, Confirmed: c.Epoch}
+	g.Ended = nil
+	if g.Op.promotes(g.Lease.Holder) {
+		op := *g.Op
+		op.Phase, g.Op = Resume, &op
+	}
 	e.Groups[c.Group] = g
 	if first {
 		e.note(c.Group, History{Kind: "opened", Node: g.Lease.Holder, Epoch: c.Epoch, Timeline: last.Timeline, Text: fmt.Sprintf("%s is primary: first synchronous commit done, clients may enter", e.Name(g.Lease.Holder))})
@@ -237,38 +280,5 @@ func (e entry) groupSet(c GroupSet) Result {
 		g.Paused = *c.Paused
 	}
 	e.Groups[c.Group] = g
-	return done
-}
-
-func (e entry) operationPut(c OperationPut) Result {
-	g, ok := e.Groups[c.Group]
-	n, member := e.Nodes[c.Operation.To]
-	switch {
-	case !ok:
-		return refuse("group %d is not known", c.Group)
-	case c.Operation.To != "" && (!member || n.Group != c.Group):
-		return refuse("%s is not a member of group %d", e.Name(c.Operation.To), c.Group)
-	case c.Operation.Trust && (!g.Sync.Unknown || c.Operation.To == ""):
-		return refuse("group %d: a data directory to trust is named only after the control plane was rebuilt, together with the node", c.Group)
-	case g.Op != nil && g.Op.ID != c.Operation.ID:
-		return refuse("group %d: a %s asked for by %s is under way", c.Group, g.Op.Kind, g.Op.By)
-	case g.Held() && g.Lease.Holder == c.Operation.To:
-		return refuse("%s is the primary of group %d already", n.Name, c.Group)
-	}
-	op := c.Operation
-	g.Op = &op
-	e.Groups[c.Group] = g
-	e.note(c.Group, History{Kind: "operation", Node: op.To, Epoch: g.Epoch, Text: fmt.Sprintf("%s to %s asked for by %s", op.Kind, e.Name(op.To), op.By)})
-	return done
-}
-
-func (e entry) operationDrop(c OperationDrop) Result {
-	g := e.Groups[c.Group]
-	if g.Op == nil || g.Op.ID != c.ID {
-		return refuse("group %d has no such operation", c.Group)
-	}
-	g.Op = nil
-	e.Groups[c.Group] = g
-	e.note(c.Group, History{Kind: "operation", Epoch: g.Epoch, Text: "given up: " + c.Reason})
 	return done
 }

@@ -152,7 +152,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"operation to another group's node", opened, opTo("w", false), "not a member"},
 		{"operation to the primary", opened, opTo("a", false), "is the primary of group 0 already"},
 		{"trust without need", freed, opTo("b", true), "only after the control plane was rebuilt"},
-		{"second operation", append(slices.Clip(opened), opTo("b", false)), OperationPut{Group: 0, Operation: Operation{ID: "other", To: "c"}}, "is under way"},
+		{"second operation", append(slices.Clip(opened), opTo("b", false)), OperationPut{Group: 0, Operation: Operation{ID: "other", Kind: Failover, To: "c"}}, "is under way"},
 		{"drop of no operation", opened, OperationDrop{Group: 0, ID: "op"}, "no such operation"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -99,9 +99,11 @@ type GrantCmd struct {
 
 // Release gives a lease back: no process of that PostgreSQL is left.
 type Release struct {
-	Group  GroupID `json:"group"`
-	Epoch  Epoch   `json:"epoch"`
-	Reason string  `json:"reason"`
+	Group    GroupID  `json:"group"`
+	Epoch    Epoch    `json:"epoch"`
+	Reason   string   `json:"reason"`
+	Timeline Timeline `json:"timeline,omitempty"` // with LSN: it stopped in good order, and its last record begins there
+	LSN      LSN      `json:"lsn,omitempty"`
 }
 
 // Expire ends a lease whose deadline has passed on the leader.
@@ -159,6 +161,19 @@ type OperationDrop struct {
 	Group  GroupID `json:"group"`
 	ID     string  `json:"id"`
 	Reason string  `json:"reason"`
+	Cancel bool    `json:"cancel,omitempty"` // an operator asks: not once there is only forward
+}
+
+// OperationMove takes an operation from one phase to the next: from "" when its time has come, to "" at its end.
+type OperationMove struct {
+	Group    GroupID `json:"group"`
+	ID       string  `json:"id"`
+	From     string  `json:"from"`
+	To       string  `json:"to"`
+	Node     NodeID  `json:"node,omitempty"` // the candidate, when none was named
+	Steps    []Step  `json:"steps,omitempty"`
+	PausedMS int64   `json:"paused_ms,omitempty"`
+	Text     string  `json:"text,omitempty"` // the outcome, at the end
 }
 
 // GateSet raises the version of commands that may be proposed.
@@ -232,6 +247,9 @@ func (OperationPut) Kind() string { return "operation_put" }
 func (OperationDrop) Kind() string { return "operation_drop" }
 
 // Kind implements Command.
+func (OperationMove) Kind() string { return "operation_move" }
+
+// Kind implements Command.
 func (GateSet) Kind() string { return "gate_set" }
 
 // Kind implements Command.
@@ -244,7 +262,7 @@ var decoders = map[string]func(json.RawMessage) (Command, error){
 	"claim": decode[Claim], "initialised": decode[Initialised], "tick": decode[Tick], "grant": decode[GrantCmd],
 	"release": decode[Release], "expire": decode[Expire], "revoke": decode[Revoke], "promoted": decode[Promoted],
 	"sync_propose": decode[SyncPropose], "sync_confirm": decode[SyncConfirm], "group_set": decode[GroupSet],
-	"operation_put": decode[OperationPut], "operation_drop": decode[OperationDrop], "gate_set": decode[GateSet],
+	"operation_put": decode[OperationPut], "operation_drop": decode[OperationDrop], "operation_move": decode[OperationMove], "gate_set": decode[GateSet],
 	"recovered": decode[Recovered],
 }
 

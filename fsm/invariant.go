@@ -4,9 +4,13 @@ import "fmt"
 
 // Invariant checks what must hold in every state, and between a state and its successor.
 func Invariant(prev, next *State) error {
+	pausing := 0
 	for id, g := range next.Groups {
 		if err := groupInvariant(next, g); err != nil {
 			return fmt.Errorf("group %d: %w", id, err)
+		}
+		if g.Op.Pausing() {
+			pausing++
 		}
 		p, ok := prev.Groups[id]
 		if !ok {
@@ -23,6 +27,9 @@ func Invariant(prev, next *State) error {
 			return fmt.Errorf("group %d: system identifier changed", id)
 		}
 	}
+	if pausing > 1 {
+		return fmt.Errorf("%d operations may pause the formation, not one", pausing)
+	}
 	return nil
 }
 
@@ -37,6 +44,9 @@ func groupInvariant(s *State, g Group) error {
 		if g.Sync.Target().Has(g.Lease.Holder) {
 			return fmt.Errorf("holder %s is in its own synchronous set", g.Lease.Holder)
 		}
+	}
+	if g.Op.Pausing() && g.Op.Epoch != g.Epoch {
+		return fmt.Errorf("a %s of epoch %s is left in epoch %s", g.Op.Kind, g.Op.Epoch, g.Epoch)
 	}
 	for i, gr := range g.Grants {
 		if i > 0 && !g.Grants[i-1].Epoch.Less(gr.Epoch) {

@@ -34,7 +34,7 @@ func drawCommand(t *rapid.T, s *State) Command {
 		home = 1
 	}
 	tl := Timeline(rapid.IntRange(0, 9).Draw(t, "tl"))
-	switch rapid.IntRange(0, 19).Draw(t, "kind") {
+	switch rapid.IntRange(0, 24).Draw(t, "kind") {
 	case 0:
 		return Join{node(string(n), home), "t"}
 	case 1:
@@ -52,7 +52,11 @@ func drawCommand(t *rapid.T, s *State) Command {
 	case 7, 8, 9:
 		return GrantCmd{Group: gid, Prev: e, Holder: n, Instance: "i", TTL: time.Second, Pair: p, Adopt: tl / 8}
 	case 10:
-		return Release{Group: gid, Epoch: e}
+		r := Release{Group: gid, Epoch: e}
+		if last, _ := g.LastGrant(); rapid.Bool().Draw(t, "in good order") {
+			r.Timeline, r.LSN = last.Timeline, LSN(tl)
+		}
+		return r
 	case 11:
 		return Expire{gid, e}
 	case 12:
@@ -66,7 +70,18 @@ func drawCommand(t *rapid.T, s *State) Command {
 	case 17:
 		return GroupSet{Group: gid, Mode: rapid.SampledFrom([]Mode{Quorum, Off, ""}).Draw(t, "mode")}
 	case 18:
-		return OperationPut{Group: gid, Operation: Operation{ID: "o", To: n, Trust: p.K == 0}}
+		return OperationPut{Group: gid, Operation: Operation{ID: "o", Kind: "failover", To: n, Trust: p.K == 0}}
+	case 19, 20:
+		op := Operation{ID: "o", Kind: rapid.SampledFrom([]string{Switchover, Restart}).Draw(t, "op"), To: n}
+		if tl == 9 {
+			op.Due = epochZero
+		}
+		return OperationPut{Group: gid, Operation: op}
+	case 21, 22:
+		phases := []string{"", Check, Pause, Demote, Promote, Resume}
+		return OperationMove{Group: gid, ID: "o", From: rapid.SampledFrom(phases).Draw(t, "from"), To: rapid.SampledFrom(phases).Draw(t, "to"), Node: n}
+	case 23:
+		return OperationDrop{Group: gid, ID: "o", Cancel: rapid.Bool().Draw(t, "cancel")}
 	}
 	return Recovered{uint64(tl)}
 }

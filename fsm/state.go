@@ -119,8 +119,11 @@ type Group struct {
 	Epoch      Epoch      `json:"epoch"`       // of the last Grant
 	LastHolder NodeID     `json:"last_holder"` // of the last Grant, or the initialiser
 	Sync       Sync       `json:"sync"`
-	Grants     []Grant    `json:"grants"` // oldest first
+	Grants     []Grant    `json:"grants"`          // oldest first
+	Ended      *End       `json:"ended,omitempty"` // of the last holder that stopped in good order, until another has confirmed
 	Op         *Operation `json:"op,omitempty"`
+	Planned    *Operation `json:"planned,omitempty"` // waits for its time
+	LastOp     *Operation `json:"last_op,omitempty"` // how the one before ended
 }
 
 // Held reports whether somebody has the lease.
@@ -200,17 +203,6 @@ type Grant struct {
 	Timeline Timeline `json:"timeline"` // 0 until the promotion is recorded
 	Parent   Timeline `json:"parent"`   // the timeline it left
 	Fork     LSN      `json:"fork"`     // where it left it
-}
-
-// Operation is planned work on a group.
-type Operation struct {
-	ID    string    `json:"id"`
-	Kind  string    `json:"kind"` // failover
-	To    NodeID    `json:"to"`
-	Trust bool      `json:"trust,omitempty"` // the operator names this data directory as the one to trust
-	Phase string    `json:"phase"`
-	By    string    `json:"by"`
-	At    time.Time `json:"at"`
 }
 
 // Token lets hosts join. Only the hash of its secret is known here.

@@ -48,6 +48,22 @@ func op(to fsm.NodeID, trust bool) func(*GroupView) {
 	return edit(func(g *fsm.Group) { g.Op = &fsm.Operation{ID: "o", Kind: "failover", To: to, Trust: trust, By: "me"} })
 }
 
+// work is a switchover from a to b, in one of its phases.
+func work(phase string, w Work) func(*GroupView) {
+	return func(v *GroupView) {
+		w.Phase = phase
+		v.Work, v.Group.Op = w, &fsm.Operation{ID: "o", Kind: fsm.Switchover, From: "a", To: "b", Phase: phase, Epoch: v.Group.Epoch, By: "me"}
+	}
+}
+
+// ended: the holder stopped in good order, its last record beginning there.
+func ended(at fsm.LSN) func(*GroupView) {
+	return edit(func(g *fsm.Group) {
+		g.Ended = &fsm.End{Epoch: ep(1), Timeline: 2, LSN: at, Pairs: []fsm.Pair{fsm.NewPair(1, "b", "c")}}
+		g.Sync.Pairs = g.Ended.Pairs
+	})
+}
+
 func changed(ago time.Duration) func(*GroupView) { return func(v *GroupView) { v.Changed = ago } }
 
 func nobody(v *GroupView) { v.Recruits, v.Asking, v.Enough = nil, 0, 0 }
@@ -66,6 +82,26 @@ var clusterExamples = []struct {
 	{"revoked", "C210", election(held, edit(func(g *fsm.Group) { g.Lease.Revoked = true })), ""},
 	{"held", "C220", election(held), ""},
 	{"paused", "C230", election(edit(func(g *fsm.Group) { g.Paused = true })), ""},
+	{"planned, its time has come", "C150", election(held, func(v *GroupView) { v.Due, v.Group.Planned = true, &fsm.Operation{ID: "p", Kind: fsm.Switchover} }), "MoveOperation{ID:p From: To:check"},
+	{"planned, its time has not come", "C220", election(held, edit(func(g *fsm.Group) { g.Planned = &fsm.Operation{ID: "p", Kind: fsm.Switchover} })), ""},
+	{"check", "C165", election(held, work(fsm.Check, Work{})), "StartWork{Phase:check}"},
+	{"checking", "C165", election(held, work(fsm.Check, Work{Busy: true})), ""},
+	{"checked", "C170", election(held, work(fsm.Check, Work{Ready: true, Fit: "b"})), "MoveOperation{ID:o From:check To:pause Node:b"},
+	{"refused", "C160", election(held, work(fsm.Check, Work{Ready: true, Refused: "lag"})), "DropOperation{ID:o Reason:lag}"},
+	{"check takes for ever", "C160", election(held, work(fsm.Check, Work{Busy: true, For: time.Hour})), "DropOperation"},
+	{"paused", "C170", election(held, work(fsm.Pause, Work{Ready: true})), "MoveOperation{ID:o From:pause To:demote"},
+	{"stopping", "C190", election(held, work(fsm.Demote, Work{For: time.Second})), ""},
+	{"does not stop", "C180", election(held, work(fsm.Demote, Work{For: time.Minute})), "RevokeLease{Epoch:1.1"},
+	{"stopped in good order", "C300", election(work(fsm.Promote, Work{}), nobody), "RecruitAll"},
+	{"the candidate has the end", "C400", election(work(fsm.Promote, Work{}), ended(199), recruits(rec("b", 200))), "GrantLease{To:b {1 [a c]}}"},
+	{"the candidate lacks the end", "C310", election(work(fsm.Promote, Work{}), ended(200), recruits(rec("b", 200))), "RecruitAll"},
+	{"the candidate lacks the end, the former holder is back", "C330", election(work(fsm.Promote, Work{}), ended(210), recruits(rec("a", 211), rec("b", 200)), func(v *GroupView) { v.Asking = time.Minute }), "DropOperation{ID:o"},
+	{"nobody asked, somebody has the end", "C400", election(ended(199), recruits(rec("b", 200))), "GrantLease{To:b"},
+	{"a restart comes back", "C400", election(work(fsm.Promote, Work{}), edit(func(g *fsm.Group) { g.Op.Kind, g.Op.To = fsm.Restart, "a" }), ended(199), recruits(rec("a", 200))), "GrantLease{To:a {1 [b c]}}"},
+	{"promoting", "C190", election(held, work(fsm.Promote, Work{})), ""},
+	{"open again", "C195", election(held, work(fsm.Resume, Work{})), "StartWork{Phase:resume}"},
+	{"resumed", "C198", election(held, work(fsm.Resume, Work{Ready: true, Paused: 142 * time.Millisecond})), "MoveOperation{ID:o From:resume To: Node: Text:switched over group 0: n-a -> n-b, writes paused 142 ms}"},
+	{"resumed, but not all rows", "C198", election(held, work(fsm.Resume, Work{Refused: "no answer"})), "MoveOperation{ID:o From:resume To:"},
 	{"free", "C300", election(nobody), "RecruitAll"},
 	{"just changed, its holder lives", "C325", election(changed(5*time.Second), recruits(rec("b", 200), rec("c", 200))), "RecruitAll"},
 	{"just changed, its holder has come back behind the best", "C400", election(changed(5*time.Second), recruits(rec("a", 200), rec("b", 300), rec("c", 300))), "GrantLease{To:a"},

@@ -153,7 +153,10 @@ func Access(s *fsm.State) string {
 
 // syncChange says which pair the primary should ask for next, if any: first who is missing leaves, then who streams enters.
 func (f Facts) syncChange() (fsm.Pair, string, bool) {
-	target := f.Group.Sync.Target()
+	target, patience := f.Group.Sync.Target(), f.Settings.DegradeAfter
+	if f.Group.Op.Pausing() {
+		patience = min(patience, AttachTimeout) // clients wait for it
+	}
 	streams := map[fsm.NodeID]Sender{}
 	for _, s := range f.PG.Senders {
 		streams[s.Node] = s
@@ -166,7 +169,7 @@ func (f Facts) syncChange() (fsm.Pair, string, bool) {
 			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set", f.State.Name(id)), true
 		case f.State.Nodes[id].Tags.NoSync:
 			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set: tagged nosync", f.State.Name(id)), true
-		case seen && !s.Streaming && s.Missing >= f.Settings.DegradeAfter:
+		case seen && !s.Streaming && s.Missing >= patience:
 			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set: missing for %s", f.State.Name(id), s.Missing.Round(100*time.Millisecond)), true
 		}
 	}
@@ -181,6 +184,9 @@ func (f Facts) syncChange() (fsm.Pair, string, bool) {
 	}
 	return fsm.Pair{}, "", false
 }
+
+// AttachTimeout is how long a planned holder waits for its first synchronous commit before the group degrades.
+const AttachTimeout = time.Second
 
 // maxSyncLag keeps a standby out of the synchronous set, where commits would wait for it, until it has nearly caught up.
 const maxSyncLag = 16 << 20

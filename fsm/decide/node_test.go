@@ -128,6 +128,9 @@ var nodeExamples = []nodeExample{
 	{"a restarted agent knows an old state", "R113", primary(func(v *View) { v.Sentinel.Epoch = ep(5) }), nil},
 	{"crashed", "R115", primary(func(v *View) { v.Sentinel = Sentinel{Connected: true, Exit: "signal 9"} }), Release{ep(1)}},
 	{"crashed with the lease of an earlier sentinel", "R115", primary(func(v *View) { v.Sentinel, v.Instance = Sentinel{Connected: true}, "new" }), Release{ep(1)}},
+	{"a switchover", "R117", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Demote, Epoch: ep(1)} })), StepDown{ep(1)}},
+	{"a switchover that has not come so far", "R250", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Pause, Epoch: ep(1)} })), nil},
+	{"a switchover of an older epoch", "R250", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Demote} })), nil},
 	{"a running standby holds a lease of an earlier sentinel", "R118", primary(func(v *View) { v.Sentinel.Primary, v.Instance = false, "new" }), Fence{}},
 	{"the same, but the state is old", "R150", standby(func(v *View) {
 		v.State, v.Sentinel.Postmaster, v.Local.Lineage[3] = world(func(g *fsm.Group) { g.Lease.Holder = "b" }), 0, ep(9)
@@ -170,6 +173,10 @@ var nodeExamples = []nodeExample{
 	{
 		"a standby is missing", "R215", primary(func(v *View) { v.PG.Senders[1] = Sender{Node: "c", Missing: 3 * time.Second} }),
 		ProposeSync{Epoch: ep(1), Pair: fsm.NewPair(1, "b"), Reason: "n-c leaves the synchronous set: missing for 3s"},
+	},
+	{
+		"a standby is missing while clients wait", "R215", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Promote, Epoch: ep(1)} }), func(v *View) { v.PG.Senders[1] = Sender{Node: "c", Missing: time.Second} }),
+		ProposeSync{Epoch: ep(1), Pair: fsm.NewPair(1, "b"), Reason: "n-c leaves the synchronous set: missing for 1s"},
 	},
 	{"a standby is missing briefly", "R250", primary(func(v *View) { v.PG.Senders[1] = Sender{Node: "c", Missing: time.Second} }), nil},
 	{

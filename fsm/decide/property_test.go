@@ -41,7 +41,7 @@ func TestSufficientSetsMeetEveryAcknowledgement(t *testing.T) {
 	check := func(n int, pairs []fsm.Pair) {
 		g := fsm.Group{LastHolder: holder, Sync: fsm.Sync{Pairs: pairs}}
 		for _, r := range subsets(n) {
-			got, why := Sufficient(g, nil, r)
+			got, why := Sufficient(g, nil, r, false)
 			want := true
 			for _, p := range pairs {
 				for _, acked := range subsets(n) {
@@ -59,7 +59,7 @@ func TestSufficientSetsMeetEveryAcknowledgement(t *testing.T) {
 			if got != want || got == (why != "") {
 				t.Fatalf("pairs %v, recruited %v: sufficient %v (%q), want %v", pairs, r, got, why, want)
 			}
-			if ok, _ := Sufficient(g, nil, append(r, holder)); !ok {
+			if ok, _ := Sufficient(g, nil, append(r, holder), false); !ok {
 				t.Fatalf("pairs %v: the last holder does not suffice", pairs)
 			}
 		}
@@ -84,14 +84,14 @@ func TestSufficientSetsMeetEveryAcknowledgement(t *testing.T) {
 			check(4, []fsm.Pair{a, b})
 		}
 	}
-	if ok, _ := Sufficient(fsm.Group{}, nil, nil); ok {
+	if ok, _ := Sufficient(fsm.Group{}, nil, nil, false); ok {
 		t.Error("a group without any pair has a sufficient set")
 	}
 	unknown := fsm.Group{LastHolder: holder, Sync: fsm.Sync{Unknown: true, Pairs: []fsm.Pair{{}}}}
-	if ok, _ := Sufficient(unknown, []fsm.NodeID{"a", holder}, []fsm.NodeID{holder}); ok {
+	if ok, _ := Sufficient(unknown, []fsm.NodeID{"a", holder}, []fsm.NodeID{holder}, false); ok {
 		t.Error("with an unknown set the last holder alone suffices")
 	}
-	if ok, _ := Sufficient(unknown, []fsm.NodeID{"a", holder}, []fsm.NodeID{holder, "a"}); !ok {
+	if ok, _ := Sufficient(unknown, []fsm.NodeID{"a", holder}, []fsm.NodeID{holder, "a"}, false); !ok {
 		t.Error("with an unknown set all members do not suffice")
 	}
 }
@@ -242,7 +242,7 @@ func TestGrantIsSafe(t *testing.T) {
 				behind = append(behind, r.Node)
 			}
 		}
-		if ok, why := Sufficient(g, all, behind); !ok {
+		if ok, why := Sufficient(g, all, behind, atEnd(g, grant.To)); !ok {
 			t.Fatalf("%s wins at %v, but what it has proves nothing: %s; recruits %+v, pairs %v, last %s", grant.To.Node, grant.To.LSN, why, v.Recruits, g.Sync.Pairs, g.LastHolder)
 		}
 		for _, id := range grant.Pair.S {

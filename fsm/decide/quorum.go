@@ -24,8 +24,9 @@ func meets(p fsm.Pair, r []fsm.NodeID) bool {
 }
 
 // Sufficient reports whether the recruited nodes r must together have every acknowledged commit of the group, and if not,
-// who is missing. The set suffices iff it has the last holder with its data intact, or meets every pair in force.
-func Sufficient(g fsm.Group, members, r []fsm.NodeID) (bool, string) {
+// who is missing. The set suffices iff it has the last holder with its data intact, or meets every pair in force. atEnd says that
+// it has the last record of a holder that stopped in good order: then the pairs in force at that time are met, too.
+func Sufficient(g fsm.Group, members, r []fsm.NodeID, atEnd bool) (bool, string) {
 	if g.Sync.Unknown {
 		for _, m := range members {
 			if !slices.Contains(r, m) {
@@ -37,12 +38,33 @@ func Sufficient(g fsm.Group, members, r []fsm.NodeID) (bool, string) {
 	if slices.Contains(r, g.LastHolder) {
 		return true, ""
 	}
-	for _, p := range g.Sync.Pairs {
+	pairs, since := pairsInForce(g)
+	if atEnd {
+		pairs = since
+	}
+	for _, p := range pairs {
 		if !meets(p, r) {
 			return false, lacking(p, r)
 		}
 	}
-	return len(g.Sync.Pairs) > 0, ""
+	return atEnd || len(pairs) > 0, ""
+}
+
+// pairsInForce lists all that an election has to meet, and those that came after a holder's end in good order.
+func pairsInForce(g fsm.Group) (all, since []fsm.Pair) {
+	switch {
+	case g.Ended == nil:
+		return g.Sync.Pairs, g.Sync.Pairs
+	case g.Ended.Epoch == g.Epoch: // nothing was granted since
+		return g.Ended.Pairs, nil
+	}
+	return slices.Concat(g.Ended.Pairs, g.Sync.Pairs), g.Sync.Pairs
+}
+
+// atEnd reports whether a recruit has everything that the holder which stopped in good order had.
+func atEnd(g fsm.Group, r Recruit) bool {
+	e := g.Ended
+	return e != nil && r.Timeline == e.Timeline && r.Lineage == e.Epoch && r.LSN > e.LSN
 }
 
 func lacking(p fsm.Pair, r []fsm.NodeID) string {

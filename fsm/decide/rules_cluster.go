@@ -21,6 +21,8 @@ type GroupView struct {
 	Leading   time.Duration                // since the leader's Ready: nodes not in Heard have been silent for as long
 	Reference fsm.LSN                      // newest position the last holder reported
 	Changed   time.Duration                // since another node took over unasked; 0: not seen in this term
+	Due       bool                         // the time of what is planned has come
+	Work      Work
 }
 
 // ClusterPlan is the outcome for one group.
@@ -51,6 +53,14 @@ type (
 	}
 	// DropOperation gives planned work up.
 	DropOperation struct{ ID, Reason string }
+	// StartWork begins what a phase of planned work consists of, beside the loop.
+	StartWork struct{ Phase string }
+	// MoveOperation takes planned work to its next phase: from "" when its time has come, to "" at its end.
+	MoveOperation struct {
+		ID, From, To string
+		Node         fsm.NodeID
+		Text         string // of the outcome
+	}
 )
 
 func (ClaimGroup) clusterAction()    {}
@@ -58,6 +68,8 @@ func (RevokeLease) clusterAction()   {}
 func (RecruitAll) clusterAction()    {}
 func (GrantLease) clusterAction()    {}
 func (DropOperation) clusterAction() {}
+func (StartWork) clusterAction()     {}
+func (MoveOperation) clusterAction() {}
 
 const (
 	// AliveWithin is how recently a node must have sent a keepalive to be waited for.
@@ -93,7 +105,7 @@ func groupFacts(v GroupView) GroupFacts {
 			f.True = append(f.True, r)
 		}
 	}
-	f.Suffices, f.Lacking = Sufficient(v.Group, f.memberIDs(), nodesOf(f.True))
+	f.Suffices, f.Lacking = Sufficient(v.Group, f.memberIDs(), nodesOf(f.True), slices.ContainsFunc(f.True, func(r Recruit) bool { return atEnd(v.Group, r) }))
 	if v.Group.Mode == fsm.Off && !f.Suffices && !v.Group.Sync.Unknown && v.Group.Sync.Target().K == 0 {
 		f.Suffices, f.Lacking = f.asyncSufficient()
 	}
@@ -164,8 +176,10 @@ func Cluster(v GroupView) ClusterPlan {
 	return ClusterPlan{Rule: "C999", Name: "nothing holds", Reason: "no rule matched"}
 }
 
-// ClusterRules is ordered.
-var ClusterRules = []ClusterRule{
+// ClusterRules is ordered: the beginning of a group, planned work, the lease, elections.
+var ClusterRules = slices.Concat(beginRules, plannedRules, electionRules)
+
+var beginRules = []ClusterRule{
 	{
 		"C100", "let a node begin the group", "one node, and only one, creates the first data directory",
 		func(f GroupFacts) bool {
@@ -182,9 +196,14 @@ var ClusterRules = []ClusterRule{
 			return nil, fmt.Sprintf("group %d is being initialised by %s", f.Group.ID, orElse(f.State.Name(f.Group.ClaimedBy), "nobody yet"))
 		},
 	},
+}
+
+var electionRules = []ClusterRule{
 	{
 		"C200", "revoke for a failover asked for", "renewals end; the holder stops and gives the lease back, or it expires",
-		func(f GroupFacts) bool { return f.Group.Held() && f.Group.Op != nil && !f.Group.Lease.Revoked },
+		func(f GroupFacts) bool {
+			return f.Group.Held() && f.Group.Op != nil && !f.Group.Op.Pausing() && !f.Group.Lease.Revoked
+		},
 		func(f GroupFacts) (ClusterAction, string) {
 			why := fmt.Sprintf("%s to %s asked for by %s", f.Group.Op.Kind, f.State.Name(f.Group.Op.To), f.Group.Op.By)
 			return RevokeLease{f.Group.Lease.Epoch, why}, why
@@ -227,7 +246,9 @@ var ClusterRules = []ClusterRule{
 	},
 	{
 		"C320", "short grace for further answers", "",
-		func(f GroupFacts) bool { return len(f.Pending) > 0 && f.Enough < RecruitGrace },
+		func(f GroupFacts) bool {
+			return len(f.Pending) > 0 && f.Enough < RecruitGrace && (!f.Group.Op.Pausing() || f.chosen() == nil)
+		},
 		func(f GroupFacts) (ClusterAction, string) {
 			return nil, fmt.Sprintf("%d recruited suffice; waiting %s for %d more", len(f.Recruits), RecruitGrace, len(f.Pending))
 		},
@@ -262,6 +283,9 @@ var ClusterRules = []ClusterRule{
 		func(f GroupFacts) (ClusterAction, string) {
 			w := *f.chosen()
 			p := PairFor(f.Group.Mode, f.followers(w))
+			if f.Group.Op.Pausing() {
+				p = f.plannedPair(w.Node)
+			}
 			return GrantLease{w, p}, fmt.Sprintf("%s stands at %s on timeline %d, best of %d recruited; %d of %d will confirm", f.State.Name(w.Node), w.LSN, w.Timeline, len(f.Recruits), p.K, len(p.S))
 		},
 	},
@@ -340,7 +364,7 @@ func (f GroupFacts) safe(c Recruit) bool {
 			behind = append(behind, r.Node)
 		}
 	}
-	ok, _ := Sufficient(f.Group, f.memberIDs(), behind)
+	ok, _ := Sufficient(f.Group, f.memberIDs(), behind, atEnd(f.Group, c))
 	return ok || f.Group.Mode == fsm.Off
 }
 

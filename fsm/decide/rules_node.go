@@ -78,6 +78,15 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
+		"R117", "stop for a switchover or restart", "clients wait meanwhile; the standbys get everything up to the last record",
+		func(f Facts) bool {
+			return f.Primary && f.Mine && f.Group.Op.Demoting(f.Epoch) && f.Job == ""
+		},
+		func(f Facts) (Action, string) {
+			return StepDown{f.Epoch}, fmt.Sprintf("a %s was asked for by %s: stopping in good order", f.Group.Op.Kind, f.Group.Op.By)
+		},
+	},
+	{
 		"R118", "holder must give way", "a revoked lease, or one of an earlier sentinel, cannot be renewed",
 		func(f Facts) bool { return f.HoldsAny && !f.Mine && !f.Stale && f.Running && f.Job == "" },
 		func(f Facts) (Action, string) {

@@ -123,6 +123,8 @@ type (
 	Release struct{ Epoch fsm.Epoch }
 	// StopPG stops PostgreSQL in good order.
 	StopPG struct{}
+	// StepDown does so while clients wait: soon it asks less kindly.
+	StepDown struct{ Epoch fsm.Epoch }
 	// InitDB creates the group's first data directory.
 	InitDB struct{}
 	// Announce records the group's system identifier.
@@ -175,6 +177,7 @@ func (Fence) action()       {}
 func (KillAll) action()     {}
 func (Release) action()     {}
 func (StopPG) action()      {}
+func (StepDown) action()    {}
 func (InitDB) action()      {}
 func (Announce) action()    {}
 func (Clone) action()       {}
