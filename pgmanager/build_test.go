@@ -252,9 +252,9 @@ func TestStartCommandRefusals(t *testing.T) {
 	version := filepath.Join(n.cfg.DataDir, "PG_VERSION")
 	good, err := os.ReadFile(version)
 	n.must(err)
-	n.must(os.WriteFile(version, []byte("14\n"), 0o600))
+	n.must(os.WriteFile(version, []byte("13\n"), 0o600))
 	_, err = n.StartCommand(n.ctx())
-	contains(t, err, "PostgreSQL 14", "--pg-bin")
+	contains(t, err, "PostgreSQL 13", "--pg-bin")
 	n.must(os.WriteFile(version, good, 0o600))
 
 	n.must(os.Remove(filepath.Join(n.cfg.DataDir, "standby.signal")))

@@ -19,6 +19,7 @@ import (
 
 	"matriarch/fsm"
 	"matriarch/pgmanager/pgconf"
+	"matriarch/pgmanager/pgtest"
 )
 
 // node is one real PostgreSQL under test.
@@ -43,7 +44,7 @@ func newNode(t *testing.T, edit ...func(*Config)) *node {
 	if testing.Short() {
 		t.Skip("needs real PostgreSQL")
 	}
-	if _, err := Find(""); err != nil {
+	if _, err := Find(pgtest.Bin()); err != nil {
 		t.Skip(err)
 	}
 	n := int(nodeCount.Add(1))
@@ -63,7 +64,7 @@ func newNode(t *testing.T, edit ...func(*Config)) *node {
 	port := l.Addr().(*net.TCPAddr).Port
 	_ = l.Close()
 	cfg := Config{
-		DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), SocketDir: filepath.Join(dir, "sock"),
+		BinDir: pgtest.Bin(), DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run"), SocketDir: filepath.Join(dir, "sock"),
 		Host: host, Port: port, Superuser: "boss", ReplicationUser: "repl", SuperuserPassword: `s3:cr\et`,
 		ReplicationPassword: "r:pl", Name: fmt.Sprintf("node %d", n), LogFile: filepath.Join(dir, "log", "postgres.log"),
 		Parameters: map[string]string{"shared_buffers": "16MB", "max_connections": "40"},

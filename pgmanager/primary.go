@@ -79,6 +79,7 @@ func (m *Manager) firstCommit(ctx context.Context, e fsm.Epoch) (lsn fsm.LSN, er
 	if _, err := tx.Exec(ctx, "SELECT pg_logical_emit_message(true, 'matriarch', $1::text)", e.String()); err != nil {
 		return 0, err
 	}
+	warned.Store(false) // a session may begin with one, about collations for instance
 	err = tx.Commit(ctx)
 	if ctx.Err() != nil || (err == nil && warned.Load()) {
 		return 0, fmt.Errorf("%w: %w", ErrNotConfirmed, errors.Join(err, context.Cause(ctx)))

@@ -198,6 +198,18 @@ func TestHBAPhases(t *testing.T) {
 	}
 }
 
+// TestFirstCommitOnAChangedSystem: after an update of the C library PostgreSQL greets every session with a warning.
+func TestFirstCommitOnAChangedSystem(t *testing.T) {
+	p := primary(t)
+	if p.tools.Version.Major() < 15 {
+		t.Skip("this version does not record a database's collation version")
+	}
+	p.sql("UPDATE pg_database SET datcollversion = 'of an old system'")
+	if _, err := p.FirstCommit(p.ctx(), epoch(1)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFirstCommitWaitsForTheStandby(t *testing.T) {
 	p := primary(t)
 	alone, err := p.FirstCommit(p.ctx(), epoch(1))

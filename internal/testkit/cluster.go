@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/pgmanager/pgtest"
 )
 
 // Ports of every node; the addresses differ.
@@ -50,7 +51,7 @@ func New(t *testing.T) *Cluster {
 	case <-t.Context().Done():
 		t.Fatal("no room for another cluster")
 	}
-	c := &Cluster{T: t, Bin: Program(t), Flags: []string{"--no-citus"}}
+	c := &Cluster{T: t, Bin: Program(t), Flags: []string{"--no-citus", "--pg-bin", pgtest.Bin()}}
 	t.Cleanup(c.end)
 	var err error
 	if c.Dir, err = os.MkdirTemp(root, "c-"); err == nil {

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"matriarch/pgmanager"
+	"matriarch/pgmanager/pgtest"
 )
 
 // guardianOf is the environment variable that turns a copy of the test program into the guardian of a directory.
@@ -36,7 +37,7 @@ func Main(m *testing.M) int {
 	if testing.Short() {
 		return m.Run()
 	}
-	if _, err := pgmanager.Find(""); err != nil {
+	if _, err := pgmanager.Find(pgtest.Bin()); err != nil {
 		fmt.Fprintf(os.Stderr, "real PostgreSQL is needed here, `make deps` installs it: %v\n", err)
 		return 1
 	}

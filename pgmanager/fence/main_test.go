@@ -9,7 +9,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime/coverage"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +17,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"matriarch/pgmanager"
+	"matriarch/pgmanager/pgtest"
 )
 
 // Environment variables that turn the test binary into another program.
@@ -199,13 +201,12 @@ var (
 	template    = sync.OnceValues(initTemplate)
 )
 
-// pgBin returns a tool of the newest PostgreSQL on the machine, or "" without one.
+var postgres = sync.OnceValues(func() (pgmanager.Tools, error) { return pgmanager.Find(pgtest.Bin()) })
+
+// pgBin returns a tool of the PostgreSQL under test.
 func pgBin(tool string) string {
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + tool)
-	if len(found) == 0 {
-		return ""
-	}
-	return slices.Max(found)
+	tools, _ := postgres() // initData has looked
+	return tools.Path(tool)
 }
 
 // serverUser is who PostgreSQL runs as, since it refuses root.
@@ -253,8 +254,8 @@ func initTemplate() (string, error) {
 // initData gives the rig a data directory that is marked as a standby's.
 func (r *rig) initData() {
 	r.t.Helper()
-	if pgBin("postgres") == "" {
-		r.t.Skip("no PostgreSQL in /usr/lib/postgresql: install it to run this test")
+	if _, err := postgres(); err != nil {
+		r.t.Skip(err)
 	}
 	from, err := template()
 	must(r.t, err)

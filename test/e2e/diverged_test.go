@@ -13,6 +13,7 @@ import (
 
 	"matriarch/internal/testkit"
 	"matriarch/pgmanager"
+	"matriarch/pgmanager/pgtest"
 )
 
 // TestDiverged brings back servers that hold what nobody else has.
@@ -121,7 +122,7 @@ func files(t *testing.T, dir string) (out []string) {
 // tool runs one of PostgreSQL's programs as its user.
 func tool(t *testing.T, stdin, name string, args ...string) string {
 	t.Helper()
-	tools, err := pgmanager.Find("")
+	tools, err := pgmanager.Find(pgtest.Bin())
 	if err != nil {
 		t.Fatal(err)
 	}

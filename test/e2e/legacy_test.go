@@ -15,6 +15,7 @@ import (
 
 	"matriarch/internal/testkit"
 	"matriarch/pgmanager"
+	"matriarch/pgmanager/pgtest"
 )
 
 // legacy is a PostgreSQL that somebody ran before there was a Matriarch: a shop with its own role, database and access rules.
@@ -31,7 +32,7 @@ const shopPassword = "shop's own"
 // newLegacy makes the server's data in the place of a node that does not exist yet, and runs it.
 func newLegacy(t *testing.T, c *testkit.Cluster, name string) *legacy {
 	t.Helper()
-	tools, err := pgmanager.Find("")
+	tools, err := pgmanager.Find(pgtest.Bin())
 	if err != nil {
 		t.Fatal(err)
 	}
