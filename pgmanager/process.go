@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"matriarch/fsm"
 	"matriarch/pgmanager/pgconf"
 )
 
@@ -60,6 +61,17 @@ func (m *Manager) EndReceiver(ctx context.Context) error { return m.endChildren(
 
 // EndSenders ends every walsender without asking SQL; a fast shutdown waits for them.
 func (m *Manager) EndSenders(ctx context.Context) error { return m.endChildren(ctx, "walsender") }
+
+// Ended reads from a stopped data directory whether it was shut down in order as a primary, on which timeline, and where its last
+// record begins: the shutdown checkpoint.
+func (m *Manager) Ended(ctx context.Context) (fsm.Timeline, fsm.LSN, bool, error) {
+	c, err := m.ControlData(ctx)
+	if err != nil {
+		return 0, 0, false, fmt.Errorf("read how the server ended: %w", err)
+	}
+	const asPrimary = "shut down"
+	return c.Timeline, c.Checkpoint, c.State == asPrimary, nil
+}
 
 // endChildren terminates the postmaster's children of one kind until a scan finds none.
 func (m *Manager) endChildren(ctx context.Context, kind string) error {

@@ -111,6 +111,8 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 		return "killing PostgreSQL", killing, quickTimeout, a.killAll
 	case decide.StopPG:
 		return "stopping PostgreSQL", fencing, promoteTimeout, func(ctx context.Context) error { return a.stopped(ctx, false) }
+	case decide.StepDown:
+		return "stopping for planned work", quick, promoteTimeout, a.stepDown
 	case decide.Release:
 		return "giving the lease back", quick, quickTimeout, func(ctx context.Context) error { return a.release(ctx, r, x.Epoch, v.Sentinel.Exit) }
 	case decide.InitDB:
@@ -176,14 +178,6 @@ func (a *Agent) propose(ctx context.Context, c fsm.Command) (fsm.Result, error) 
 		}
 	}
 	return res, nil
-}
-
-// release gives the lease back. A refusal means that it is free already, which this node's state will show in a moment.
-func (a *Agent) release(ctx context.Context, r Roster, e fsm.Epoch, why string) error {
-	if _, err := a.propose(ctx, fsm.Release{Group: r.Group.ID, Epoch: e, Reason: why}); err != nil {
-		return fmt.Errorf("give the lease back: %w", err)
-	}
-	return nil
 }
 
 // stopped stops PostgreSQL and returns when the sentinel has seen the last process go.

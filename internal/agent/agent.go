@@ -40,6 +40,7 @@ type Agent struct {
 	news     chan struct{} // the report changed: the next keepalive is wanted soon
 
 	recruits chan recruitCall
+	restarts chan chan error
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
@@ -82,7 +83,7 @@ const pastDecisions = 50
 func New(cfg Config) *Agent {
 	return &Agent{
 		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), moved: make(chan struct{}, 1),
-		recruits: make(chan recruitCall), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
+		recruits: make(chan recruitCall), restarts: make(chan chan error), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
 	}
 }
 

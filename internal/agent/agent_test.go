@@ -287,3 +287,66 @@ func TestChangesDoNotStarveKeepalives(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// TestSteppingDown: a planned stop is in good order, what holds it up is ended, and the release says where it ended.
+func TestSteppingDown(t *testing.T) {
+	demote := func(b *bed) {
+		b.set(func() {
+			b.group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Demote, Epoch: ep(1)} })
+		})
+	}
+	t.Run("in good order", func(t *testing.T) {
+		inBed(t, "a", func(b *bed) {
+			primaryBed(b)
+			b.inOrder = true
+		}, func(b *bed) {
+			demote(b)
+			time.Sleep(200 * time.Millisecond)
+			if b.count("stop") != 1 || b.count("end") != 0 {
+				b.t.Errorf("calls %v", b.calls)
+			}
+			b.order("stop immediate=false", "ended", "submit-release {Group:0 Epoch:1.1 Reason: Timeline:2 LSN:0/63}")
+		})
+	})
+	t.Run("held up", func(t *testing.T) {
+		inBed(t, "a", func(b *bed) {
+			primaryBed(b)
+			b.hooks["stop"] = func(ctx context.Context) error {
+				if b.count("stop") == 1 {
+					return hang(ctx)
+				}
+				return nil
+			}
+		}, func(b *bed) {
+			demote(b)
+			time.Sleep(immediateAfter - 100*time.Millisecond)
+			if b.count("end") != 1 || b.count("stop") != 1 {
+				b.t.Errorf("calls %v", b.calls)
+			}
+			time.Sleep(time.Second)
+			b.order("stop immediate=false", "end senders", "stop immediate=true", "submit-release {Group:0 Epoch:1.1 Reason: Timeline:0 LSN:0/0}")
+		})
+	})
+}
+
+// TestRestartOfAStandby stops it; the rules start it again. A primary refuses.
+func TestRestartOfAStandby(t *testing.T) {
+	inBed(t, "b", func(b *bed) {
+		standbyBed(b)
+	}, func(b *bed) {
+		time.Sleep(time.Second)
+		if err := b.agent.Restart(context.Background()); err != nil {
+			b.t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if b.count("stop") != 1 || b.count("start") == 0 {
+			b.t.Errorf("calls %v", b.calls)
+		}
+	})
+	inBed(t, "a", primaryBed, func(b *bed) {
+		time.Sleep(time.Second)
+		if err := b.agent.Restart(context.Background()); err == nil || b.count("stop") != 0 {
+			b.t.Errorf("%v, calls %v", err, b.calls)
+		}
+	})
+}

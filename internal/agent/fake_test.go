@@ -35,6 +35,7 @@ type bed struct {
 	obs       Observation
 	local     decide.Local
 	sentinel  decide.Sentinel
+	inOrder   bool                                       // PostgreSQL ended so
 	gone      bool                                       // the sentinel
 	silent    bool                                       // it does not answer
 	deaf      bool                                       // the leader does not answer
@@ -252,6 +253,13 @@ func (p fakePostgres) Promoted(ctx context.Context) (tl, parent fsm.Timeline, fo
 func (p fakePostgres) Origin(ctx context.Context, tl fsm.Timeline) (fsm.Timeline, fsm.LSN, error) {
 	return tl - 1, 100, p.call(ctx, "origin %d", tl)
 }
+
+func (p fakePostgres) Ended(ctx context.Context) (fsm.Timeline, fsm.LSN, bool, error) {
+	err := p.call(ctx, "ended")
+	return 2, 99, p.inOrder, err
+}
+
+func (p fakePostgres) EndSenders(ctx context.Context) error { return p.call(ctx, "end senders") }
 
 func (p fakePostgres) Slots(ctx context.Context, _ Roster) error { return p.call(ctx, "slots") }
 func (p fakePostgres) Barrier(ctx context.Context, _ Roster, _ decide.Conf) error {

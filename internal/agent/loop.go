@@ -59,6 +59,8 @@ func (a *Agent) idle(ctx context.Context, wait time.Duration) error {
 		a.finish(d)
 	case c := <-a.recruits:
 		a.recruit(ctx, c)
+	case reply := <-a.restarts:
+		reply <- a.restart(ctx)
 	}
 	return nil
 }

@@ -81,6 +81,10 @@ type Postgres interface {
 	Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error)
 	// Origin says which timeline a timeline held here left, and where; it works on a standby, too.
 	Origin(ctx context.Context, tl fsm.Timeline) (parent fsm.Timeline, fork fsm.LSN, err error)
+	// Ended says on which timeline, and with which last record, a stopped primary ended in good order; ok is false for any other end.
+	Ended(ctx context.Context) (tl fsm.Timeline, last fsm.LSN, ok bool, err error)
+	// EndSenders ends every walsender: a fast stop waits for them.
+	EndSenders(ctx context.Context) error
 	Slots(ctx context.Context, r Roster) error
 	// Barrier passes when no walsender goes by an older setting and K of S have flushed what the primary has now.
 	Barrier(ctx context.Context, r Roster, c decide.Conf) error

@@ -19,6 +19,10 @@ func (t *term) act(ctx context.Context, s *fsm.State, g fsm.Group, p decide.Clus
 		t.commit(ctx, fsm.Revoke{Group: g.ID, Epoch: a.Epoch, Reason: a.Reason})
 	case decide.DropOperation:
 		t.commit(ctx, fsm.OperationDrop{Group: g.ID, ID: a.ID, Reason: a.Reason})
+	case decide.StartWork:
+		t.begin(ctx, s, g, a.Phase)
+	case decide.MoveOperation:
+		t.move(ctx, g, a)
 	case decide.GrantLease:
 		cmd := fsm.GrantCmd{
 			Group: g.ID, Prev: g.Epoch, Holder: a.To.Node, Instance: a.To.Instance, TTL: s.Cluster.Settings.TTL,
@@ -56,8 +60,15 @@ func (t *term) recruitAll(ctx context.Context, s *fsm.State, g fsm.Group) {
 		}
 		t.elections[g.ID] = e
 	}
+	only := fsm.NodeID("")
+	if g.Op.Pausing() && time.Since(e.began) < decide.PlannedRecruit {
+		only = g.Op.To
+	}
 	next := fsm.Epoch{Inc: max(s.Cluster.Incarnation, g.Epoch.Inc), N: g.Epoch.N + 1}
 	for _, n := range s.Members(g.ID) {
+		if only != "" && n.ID != only {
+			continue
+		}
 		if _, have := e.recruits[n.ID]; have || e.asking[n.ID] || time.Now().Before(e.again[n.ID]) || n.Postgres == "" {
 			continue
 		}
@@ -89,6 +100,9 @@ func (t *term) take(a answer) {
 		}
 		e.refusals[a.node] = a.err.Error()
 		e.again[a.node] = time.Now().Add(recruitAgain)
+		if time.Since(e.began) < decide.PlannedRecruit {
+			e.again[a.node] = time.Now().Add(fastLook)
+		}
 		return
 	}
 	delete(e.refusals, a.node)

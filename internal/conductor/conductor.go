@@ -46,6 +46,7 @@ type MetadataReport struct {
 type Config struct {
 	Recruiter Recruiter
 	Metadata  Metadata // nil: no Citus
+	Planner   Planner  // nil: planned work checks nothing and pauses nobody
 	Log       *slog.Logger
 	Decided   func(fsm.GroupID, decide.ClusterPlan) // told every decision whose rule differs from the one before
 }
@@ -57,6 +58,8 @@ type Conductor struct {
 	meta   chan struct{}
 	plans  atomic.Pointer[map[fsm.GroupID]Decision]
 	report atomic.Pointer[MetadataReport]
+
+	pausing atomic.Bool // clients wait: the metadata belongs to the operation
 }
 
 // Decision is the newest decision about a group.
@@ -111,7 +114,7 @@ func (c *Conductor) Run(ctx context.Context, lead Lead) {
 	if c.cfg.Metadata != nil {
 		wg.Go(func() { c.keepMetadata(ctx, lead) })
 	}
-	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, began: time.Now()}
+	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), began: time.Now()}
 	t.run(ctx)
 	c.plans.Store(nil)
 }
@@ -124,6 +127,8 @@ type term struct {
 	answers   chan answer
 	last      map[fsm.GroupID]string
 	changes   map[fsm.GroupID]change
+	works     map[fsm.GroupID]*work
+	results   chan worked
 	began     time.Time
 	wg        sync.WaitGroup
 }
@@ -156,6 +161,7 @@ type answer struct {
 
 func (t *term) run(ctx context.Context) {
 	defer t.wg.Wait()
+	defer t.endWork()
 	for ctx.Err() == nil {
 		wait := lookEvery
 		if t.look(ctx) {
@@ -168,6 +174,8 @@ func (t *term) run(ctx context.Context) {
 		case <-t.wake:
 		case a := <-t.answers:
 			t.take(a)
+		case r := <-t.results:
+			t.took(r)
 		}
 		timer.Stop()
 	}
@@ -183,7 +191,9 @@ func (t *term) look(ctx context.Context) (busy bool) {
 			delete(t.elections, id)
 		}
 		t.noteChange(g)
-		p := decide.Cluster(t.view(s, g, t.elections[id]))
+		v := t.view(s, g, t.elections[id])
+		v.Work, v.Due = t.track(g).view(), t.due(ctx, g)
+		p := decide.Cluster(v)
 		plans[id] = Decision{At: time.Now(), Rule: p.Rule, Name: p.Name, Reason: p.Reason}
 		if t.last[id] != p.Rule {
 			t.last[id] = p.Rule
@@ -193,7 +203,7 @@ func (t *term) look(ctx context.Context) (busy bool) {
 			}
 		}
 		t.act(ctx, s, g, p)
-		busy = busy || t.elections[id] != nil
+		busy = busy || t.elections[id] != nil || t.works[id] != nil
 	}
 	t.plans.Store(&plans)
 	return busy

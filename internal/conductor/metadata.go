@@ -33,7 +33,7 @@ func (c *Conductor) keepMetadata(ctx context.Context, lead Lead) {
 		}
 		s := lead.State()
 		next = time.Now().Add(metadataEvery)
-		if !s.Cluster.Settings.Citus {
+		if !s.Cluster.Settings.Citus || c.pausing.Load() {
 			continue
 		}
 		seen = primaries(s)

@@ -273,6 +273,14 @@ func (p *Postgres) Origin(_ context.Context, tl fsm.Timeline) (fsm.Timeline, fsm
 	return from.Timeline, from.End, nil
 }
 
+// Ended implements agent.Postgres.
+func (p *Postgres) Ended(ctx context.Context) (fsm.Timeline, fsm.LSN, bool, error) {
+	return p.m.Ended(ctx)
+}
+
+// EndSenders implements agent.Postgres.
+func (p *Postgres) EndSenders(ctx context.Context) error { return p.m.EndSenders(ctx) }
+
 func wantedSlots(r agent.Roster) []string {
 	var want []string
 	for _, n := range r.Members {
