@@ -36,6 +36,9 @@ type fake struct {
 	asked  func(n int) admin.Status // the n-th Formation, when the state moves
 	count  int
 	err    error
+
+	restarted []string
+	unfit     error
 }
 
 func newFake() *fake {
@@ -73,6 +76,18 @@ func (f *fake) Submit(_ context.Context, r admin.Request) (fsm.Result, error) {
 		return f.submit(r)
 	}
 	return fsm.Result{OK: true}, nil
+}
+
+func (f *fake) RestartStandby(_ context.Context, n fsm.Node) error {
+	st := f.nodes[n.ID]
+	st.Self.Postmaster++
+	f.nodes[n.ID] = st
+	f.restarted = append(f.restarted, n.Name)
+	return nil
+}
+
+func (f *fake) WouldSwitch(_ context.Context, _ fsm.Node, _ fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
+	return to, f.unfit
 }
 
 // group changes a group of the fake's state.

@@ -126,8 +126,10 @@ func renderList(w io.Writer, f admin.Formation, now time.Time) {
 	}
 	grid(w, "Cluster: "+f.ClusterID, listHeader, rows, 0, "Group", "TL", "Receive LSN", "Lag", "Replay LSN")
 	for _, g := range f.Groups {
-		if op := g.Operation; op != nil {
-			fmt.Fprintf(w, "Group %d: %s\n", g.ID, operationText(*op, now))
+		for _, op := range []*admin.OperationView{g.Operation, g.Planned} {
+			if op != nil {
+				fmt.Fprintf(w, "Group %d: %s\n", g.ID, operationText(*op, now))
+			}
 		}
 	}
 	renderTroubles(w, f)
@@ -166,7 +168,17 @@ func operationText(op admin.OperationView, now time.Time) string {
 	if op.To != "" {
 		to = op.To
 	}
-	out := fmt.Sprintf("%s to %s asked for by %s %s ago", op.Kind, to, op.By, ago(now, op.At))
+	what := fmt.Sprintf("%s to %s", op.Kind, to)
+	if op.Kind == fsm.Restart {
+		what = "restart of the primary"
+	}
+	if op.Phase == "" && !op.Due.IsZero() {
+		return fmt.Sprintf("%s planned for %s by %s", what, op.Due.Format(time.RFC3339), op.By)
+	}
+	out := fmt.Sprintf("%s asked for by %s %s ago", what, op.By, ago(now, op.At))
+	if op.Phase != "" {
+		out += ", phase " + op.Phase
+	}
 	if op.Trust {
 		out += ", its data to be trusted"
 	}

@@ -64,3 +64,11 @@ func (n *node) heard(s *fsm.State) map[fsm.NodeID]time.Duration {
 	}
 	return out
 }
+
+// RestartStandby implements admin.Source.
+func (s source) RestartStandby(ctx context.Context) error { return s.n.agent.Restart(ctx) }
+
+// WouldSwitch implements admin.Source.
+func (s source) WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
+	return s.n.wouldSwitch(ctx, g, to)
+}

@@ -90,7 +90,7 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 	if err := n.hands(ctx, pgcfg); err != nil {
 		return n, err
 	}
-	n.conductor = conductor.New(conductor.Config{Recruiter: recruiter{n}, Metadata: n.metadata(pgcfg), Log: log, Decided: n.groupDecided})
+	n.conductor = conductor.New(conductor.Config{Recruiter: recruiter{n}, Metadata: n.metadata(pgcfg), Planner: planner{n}, Log: log, Decided: n.groupDecided})
 	n.services()
 	return n, nil
 }
@@ -180,6 +180,7 @@ func (n *node) services() {
 		rec, err := n.agent.Recruit(ctx, r.Epoch)
 		return recruitAnswer{rec}, err
 	})
+	transport.Register(n.rpc, callWriteOut, func(ctx context.Context, _ transport.Peer, _ struct{}) (position, error) { return n.writeOut(ctx) })
 	transport.Register(n.rpc, "removed", n.tellRemoved)
 	admin.Register(n.rpc, source{n})
 }

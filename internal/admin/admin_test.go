@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -219,6 +220,14 @@ type node struct {
 }
 
 func (n *node) Status(context.Context) admin.Status { return n.st }
+
+func (n *node) RestartStandby(context.Context) error {
+	return errors.New("it is the primary: restart it with its group")
+}
+
+func (n *node) WouldSwitch(_ context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
+	return to, fmt.Errorf("group %d is paused", g)
+}
 
 func (n *node) Submit(_ context.Context, c fsm.Command) (fsm.Result, error) {
 	n.got <- c

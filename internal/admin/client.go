@@ -145,6 +145,22 @@ func (c *Client) StatusOf(ctx context.Context, n fsm.Node) (Status, error) {
 	return st, nil
 }
 
+// RestartStandby has a node restart its PostgreSQL, which must be a standby. It returns when it is on its way.
+func (c *Client) RestartStandby(ctx context.Context, n fsm.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if err := c.rpc.Call(ctx, n.Peer, string(n.ID), CallRestart, struct{}{}, &struct{}{}); err != nil {
+		return fmt.Errorf("restart %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// WouldSwitch asks the leader whom a switchover would make primary.
+func (c *Client) WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
+	err := c.rpc.Call(ctx, leader.Peer, string(leader.ID), CallWouldSwitch, SwitchQuestion{g, to}, &to)
+	return to, err
+}
+
 // Formation is the leader's status, or any node's when the leader does not answer.
 func (c *Client) Formation(ctx context.Context) (Status, error) {
 	st, err := c.Status(ctx)

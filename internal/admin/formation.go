@@ -38,18 +38,31 @@ type Group struct {
 	Paused    bool           `json:"paused,omitempty"`
 	Degraded  bool           `json:"degraded,omitempty"` // commits do not wait although there is somebody to wait for
 	Operation *OperationView `json:"operation,omitempty"`
-	Rule      string         `json:"rule,omitempty"` // the conductor's, when the leader answered
+	Planned   *OperationView `json:"planned,omitempty"` // waits for its time
+	Rule      string         `json:"rule,omitempty"`    // the conductor's, when the leader answered
 	Reason    string         `json:"reason,omitempty"`
 }
 
-// OperationView is planned work on a group.
+// OperationView is work on a group that somebody asked for.
 type OperationView struct {
 	ID    string    `json:"id"`
 	Kind  string    `json:"kind"`
+	From  string    `json:"from,omitempty"`
 	To    string    `json:"to,omitempty"`
+	Phase string    `json:"phase,omitempty"`
 	By    string    `json:"by"`
 	At    time.Time `json:"at"`
+	Due   time.Time `json:"due,omitzero"` // not before
 	Trust bool      `json:"trust,omitempty"`
+}
+
+func operationView(s *fsm.State, op *fsm.Operation) *OperationView {
+	if op == nil {
+		return nil
+	}
+	return &OperationView{
+		ID: op.ID, Kind: op.Kind, From: nameOf(s, op.From), To: nameOf(s, op.To), Phase: op.Phase, By: op.By, At: op.At, Due: op.Due, Trust: op.Trust,
+	}
 }
 
 // RaftView is the control plane by names.
@@ -95,9 +108,7 @@ func newGroup(st Status, g fsm.Group) Group {
 			v.Joint = append(v.Joint, pairText(s, p))
 		}
 	}
-	if op := g.Op; op != nil {
-		v.Operation = &OperationView{ID: op.ID, Kind: op.Kind, To: nameOf(s, op.To), By: op.By, At: op.At, Trust: op.Trust}
-	}
+	v.Operation, v.Planned = operationView(s, g.Op), operationView(s, g.Planned)
 	if p, ok := st.Plans[g.ID]; ok {
 		v.Rule, v.Reason = p.Rule+" "+p.Name, p.Reason
 	}

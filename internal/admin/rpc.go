@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"matriarch/fsm"
@@ -10,8 +11,10 @@ import (
 
 // Names of the calls.
 const (
-	CallStatus = "status"
-	CallAdmin  = "admin"
+	CallStatus      = "status"
+	CallAdmin       = "admin"
+	CallRestart     = "restart_standby"
+	CallWouldSwitch = "would_switch"
 )
 
 // Source is a node, as this package needs it. Both methods may be called concurrently.
@@ -20,6 +23,16 @@ type Source interface {
 	Status(ctx context.Context) Status
 	// Submit proposes a command, through the leader, and answers what became of it.
 	Submit(ctx context.Context, c fsm.Command) (fsm.Result, error)
+	// RestartStandby stops this node's PostgreSQL, a standby, so that it starts again.
+	RestartStandby(ctx context.Context) error
+	// WouldSwitch says, on the leader, whom a switchover would make primary. It changes nothing; an error is the refusal.
+	WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
+}
+
+// SwitchQuestion asks what a switchover would do.
+type SwitchQuestion struct {
+	Group fsm.GroupID `json:"group"`
+	To    fsm.NodeID  `json:"to"`
 }
 
 // Request carries one command that an operator may give: exactly one field is set.
@@ -77,6 +90,21 @@ func Register(rpc *transport.RPCServer, src Source) {
 		}
 		return src.Submit(ctx, cmd)
 	})
+	transport.Register(rpc, CallRestart, func(ctx context.Context, _ transport.Peer, _ struct{}) (struct{}, error) {
+		return struct{}{}, refused(src.RestartStandby(ctx))
+	})
+	transport.Register(rpc, CallWouldSwitch, func(ctx context.Context, _ transport.Peer, q SwitchQuestion) (fsm.NodeID, error) {
+		to, err := src.WouldSwitch(ctx, q.Group, q.To)
+		return to, refused(err)
+	})
+}
+
+// refused carries an error's words to the other side.
+func refused(err error) error {
+	if _, already := errors.AsType[*transport.Error](err); err == nil || already {
+		return err
+	}
+	return &transport.Error{Code: transport.CodeRefused, Message: err.Error()}
 }
 
 // retagged keeps everything of a node but its tags as the state has it.
