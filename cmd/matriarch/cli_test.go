@@ -80,7 +80,9 @@ func (f *fake) Submit(_ context.Context, r admin.Request) (fsm.Result, error) {
 
 func (f *fake) RestartStandby(_ context.Context, n fsm.Node) error {
 	st := f.nodes[n.ID]
-	st.Self.Postmaster++
+	self := *st.Self
+	self.Postmaster++
+	st.Self = &self
 	f.nodes[n.ID] = st
 	f.restarted = append(f.restarted, n.Name)
 	return nil
