@@ -39,10 +39,14 @@ type RowStatus struct {
 }
 
 // Reconcile looks once at every primary of a database and puts right what differs. It returns what it found in any case; the
-// error joins what could not be reached or done, and holds ErrDeposed when a higher term is at work. The caller repeats it.
+// error joins what could not be reached or done, and holds ErrDeposed when a higher term is at work. It is ErrPaused, and
+// nothing was looked at, while a Pause takes or holds its locks. The caller repeats it, with want read afresh.
 func (p *Pool) Reconcile(ctx context.Context, term uint64, want Wanted) (Report, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.pausing.Load() > 0 {
+		return Report{Database: want.Database}, ErrPaused
+	}
 	p.serve(term)
 	r := round{Pool: p, want: want, report: Report{Database: want.Database}}
 	r.want.Recover = want.Recover || p.recoveryDue(want)
