@@ -60,7 +60,9 @@ type backend struct {
 	live     map[net.Conn]bool
 	sessions int
 	cancels  [][]byte
-	refusals []string // SQLSTATEs for the next sessions
+	refusals []string      // SQLSTATEs for the next sessions
+	frozen   bool          // takes connections and says nothing
+	deaf     chan struct{} // sessions read nothing until it is closed
 }
 
 func newBackend(t *testing.T, name string) *backend {
@@ -109,6 +111,10 @@ func (b *backend) accept() {
 }
 
 func (b *backend) serve(c net.Conn) {
+	if b.frozen {
+		io.Copy(io.Discard, c)
+		return
+	}
 	for {
 		p, err := readPacket(c)
 		if err != nil {
@@ -138,6 +144,9 @@ func (b *backend) serve(c net.Conn) {
 		}
 		c.Write(authOK)
 		io.WriteString(c, b.name+"\n")
+		if b.deaf != nil {
+			<-b.deaf
+		}
 		io.Copy(c, c)
 		return
 	}
