@@ -111,7 +111,10 @@ func (b *backend) accept() {
 }
 
 func (b *backend) serve(c net.Conn) {
-	if b.frozen {
+	b.mu.Lock()
+	frozen, deaf := b.frozen, b.deaf
+	b.mu.Unlock()
+	if frozen {
 		io.Copy(io.Discard, c)
 		return
 	}
@@ -144,8 +147,8 @@ func (b *backend) serve(c net.Conn) {
 		}
 		c.Write(authOK)
 		io.WriteString(c, b.name+"\n")
-		if b.deaf != nil {
-			<-b.deaf
+		if deaf != nil {
+			<-deaf
 		}
 		io.Copy(c, c)
 		return
@@ -156,6 +159,13 @@ func (b *backend) count() (live, sessions, cancels int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.live), b.sessions, len(b.cancels)
+}
+
+// behave sets frozen and deaf for connections to come.
+func (b *backend) behave(frozen bool, deaf chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.frozen, b.deaf = frozen, deaf
 }
 
 func (b *backend) refuse(states ...string) {

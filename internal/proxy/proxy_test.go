@@ -87,7 +87,8 @@ func TestDeposedMidStream(t *testing.T) {
 // A client whose bytes nobody reads any more still sees an ordinary end: a reset would overtake what was sent to it.
 func TestDeposedWithBytesUnread(t *testing.T) {
 	src, a := newSource(), newBackend(t, "a")
-	a.deaf = make(chan struct{})
+	deaf := make(chan struct{})
+	a.behave(false, deaf)
 	src.set(Coordinator, a.target(1))
 	p := start(t, src, Listener{Kind: Coordinator})
 	c := dial(t, p, 0)
@@ -104,7 +105,7 @@ func TestDeposedWithBytesUnread(t *testing.T) {
 	if got := tcpState(t, c.TCPConn); got != unix.BPF_TCP_CLOSE_WAIT {
 		t.Errorf("the client's socket is in state %d: it was reset", got)
 	}
-	close(a.deaf)
+	close(deaf)
 	eventually(t, "the server is free", func() bool { n, _, _ := a.count(); return n == 0 })
 }
 
@@ -127,7 +128,7 @@ func tcpState(t *testing.T, c *net.TCPConn) (state uint8) {
 // The startup, too, ends with the role: no server is held for a client that takes its time, and no client for a server that does.
 func TestDeposedDuringTheStartup(t *testing.T) {
 	src, a, b := newSource(), newBackend(t, "a"), newBackend(t, "b")
-	b.frozen = true
+	b.behave(true, nil)
 	src.set(Coordinator, a.target(1))
 	p := start(t, src, Listener{Kind: Coordinator, StartupTimeout: time.Hour, ConnectTimeout: time.Hour, WaitLimit: time.Hour})
 	slow := dial(t, p, 0).send(sslRequest)
