@@ -17,11 +17,14 @@
 //   - Entries of pg_dist_poolinfo name a port only, so they hold through failovers. Those that are not ours are left alone, except
 //     where citus_pool_port asks for ours.
 //   - shouldhaveshards, noderack and clones (citus_add_clone_node) are the operator's.
+//   - A Pause holds pg_dist_node on every primary but the changing group's, or on none, and for no longer than 2 s after its
+//     conductor fell silent. It looks before it locks. What it writes is where the new primary is: it never goes back. No round
+//     of Reconcile runs meanwhile, as it would wait, and then apply what was wanted before.
 //   - A database that is not listed any more is left as it is.
 //
 // A session in each database is also what makes Citus start its maintenance daemon there, which moves shards; the pool keeps one
 // open.
 //
 // The package decides nothing about who is primary, never speaks to the consensus layer, never connects to a standby on
-// purpose, never logs and never puts a password into an error.
+// purpose except one that Pause.Warm is told is the next primary, never logs and never puts a password into an error.
 package citus
