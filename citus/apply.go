@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -58,14 +59,14 @@ func (p *Pool) write(ctx context.Context, s *session, durable bool, f func(pgx.T
 		// The very first statement: the maintenance daemon, which a query wakes, must find the rows held. What is in the way,
 		// perhaps an older conductor, is dealt with next.
 		_ = tryLock(ctx, tx)
-		if _, err := EndOlder(ctx, tx, p.term); err != nil {
+		if _, err := EndOlder(ctx, tx, s.term); err != nil {
 			return err
 		}
 	}
 	if err := lockRows(ctx, tx); err != nil {
 		return fmt.Errorf("lock pg_dist_node: %w", err)
 	}
-	if err := prove(ctx, tx, p.term); err != nil {
+	if err := prove(ctx, tx, s.term); err != nil {
 		return err
 	}
 	level := "local"
@@ -123,7 +124,7 @@ func (p *Pool) settle(ctx context.Context, s *session, want Wanted) ([]Step, err
 		if err != nil {
 			return err
 		}
-		for _, step := range Diff(want, map[fsm.GroupID]Actual{0: a}) {
+		for _, step := range Diff(p.hold(want, a.Rows, time.Now()), map[fsm.GroupID]Actual{0: a}) {
 			if _, ok := step.(UpdateNode); !ok {
 				continue
 			}
@@ -167,6 +168,22 @@ func run(ctx context.Context, tx pgx.Tx, step Step) error {
 		_, err = tx.Exec(ctx, "SELECT citus_set_coordinator_host($1, $2::int)", s.Addr.Host, s.Addr.Port)
 	case AddNode:
 		_, err = tx.Exec(ctx, "SELECT citus_add_node($1, $2::int, $3::int)", s.Addr.Host, s.Addr.Port, int(s.Group))
+	case AddSecondary:
+		const add = "SELECT citus_add_node($1, $2::int, $3::int, 'secondary', $4::name)"
+		_, err = tx.Exec(ctx, add, s.Addr.Host, s.Addr.Port, int(s.Group), s.NodeCluster)
+	case ActivateNode:
+		_, err = tx.Exec(ctx, "SELECT citus_activate_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
+	case FixRow:
+		const fix = `UPDATE pg_dist_node SET groupid = $4::int, noderole = $5::noderole, nodecluster = $6::name, isactive = $7, hasmetadata = $8
+			WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+		r := s.Row
+		err = one(tx.Exec(ctx, fix, r.NodeID, r.Addr.Host, r.Addr.Port, int(r.Group), r.Role, r.Cluster, r.Active, r.HasMetadata))
+	case SetPool:
+		const set = `INSERT INTO pg_dist_poolinfo (nodeid, poolinfo) VALUES ($1::int, $2)
+			ON CONFLICT (nodeid) DO UPDATE SET poolinfo = excluded.poolinfo`
+		_, err = tx.Exec(ctx, set, s.NodeID, s.Info)
+	case DropPool:
+		_, err = tx.Exec(ctx, "DELETE FROM pg_dist_poolinfo WHERE nodeid = $1::int", s.NodeID)
 	case RemoveNode:
 		_, err = tx.Exec(ctx, "SELECT citus_remove_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
 	default:

@@ -3,6 +3,7 @@ package citus
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -31,6 +32,26 @@ func (p *Pool) ensureDatabase(ctx context.Context, addr Addr, database string) e
 		return fmt.Errorf("prepare database %s on %s: %w", database, addr, err)
 	}
 	return nil
+}
+
+// Serve ends the sessions with databases that are not listed any more and returns their names. They are left as they are:
+// nobody drops them, and nobody keeps their rows right.
+func (p *Pool) Serve(databases []string) []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var left []string
+	for at, s := range p.sessions {
+		if slices.Contains(databases, at.database) {
+			continue
+		}
+		closeConn(s.Conn)
+		delete(p.sessions, at)
+		delete(p.recovery, at.database)
+		delete(p.away, at.database)
+		left = append(left, at.database)
+	}
+	slices.Sort(left)
+	return slices.Compact(left)
 }
 
 func (p *Pool) createDatabase(ctx context.Context, addr Addr, database string) error {

@@ -2,6 +2,8 @@ package citus
 
 import (
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 
 	"matriarch/fsm"
@@ -21,6 +23,9 @@ func Diff(want Wanted, actual map[fsm.GroupID]Actual) []Step {
 		if g != 0 {
 			d.copy(g)
 		}
+	}
+	for _, g := range want.groups() {
+		d.pool(g)
 	}
 	d.members()
 	if want.Recover {
@@ -49,7 +54,7 @@ func Problems(want Wanted, actual map[fsm.GroupID]Actual) []string {
 		}
 	}
 	for _, r := range actual[0].Rows {
-		if _, known := want.Primaries[r.Group]; !known && !slices.Contains(want.Gone, r.Group) {
+		if _, known := want.Primaries[r.Group]; !known && !want.gone(r.Group) {
 			out = append(out, fmt.Sprintf("row %d at %s belongs to group %d, which the formation does not have: remove it by citus_remove_node",
 				r.NodeID, r.Addr, r.Group))
 		}
@@ -63,11 +68,12 @@ func stray(p Primary, a Actual) bool {
 }
 
 type differ struct {
-	want   Wanted
-	actual map[fsm.GroupID]Actual
-	steps  []Step
-	final  []Row // the coordinator's rows after its steps; nil while it is not known
-	moved  bool  // the coordinator's rows change
+	want     Wanted
+	actual   map[fsm.GroupID]Actual
+	steps    []Step
+	final    []Row // the coordinator's rows after its steps; nil while it is not known
+	moved    bool  // the coordinator's rows change
+	inactive []Row // rows of worker primaries that Citus passes over
 }
 
 func (d *differ) add(s Step) { d.steps = append(d.steps, s) }
@@ -79,8 +85,8 @@ func (d *differ) usable(g fsm.GroupID) (Actual, bool) {
 	return a, ok && !p.Addr.IsZero() && !a.Missing && a.Extension != "" && a.Ready && !stray(p, a)
 }
 
-// targets gives the row of each group's primary the wanted address. An address wanted twice goes to the lower group.
-func (d *differ) targets(rows []Row) map[int]Addr {
+// primaryTargets gives the row of each group's primary the wanted address. An address wanted twice goes to the lower group.
+func (d *differ) primaryTargets(rows []Row) map[int]Addr {
 	t := map[int]Addr{}
 	given := map[Addr]bool{}
 	for _, g := range d.want.groups() {
@@ -93,24 +99,6 @@ func (d *differ) targets(rows []Row) map[int]Addr {
 	return t
 }
 
-// coordinator gives the coordinator's rows their addresses.
-func (d *differ) coordinator() {
-	c, ok := d.usable(0)
-	if !ok || c.LocalGroup != 0 {
-		return
-	}
-	d.final = slices.Clone(c.Rows)
-	if d.final == nil {
-		d.final = []Row{}
-	}
-	for _, m := range moves(c.Rows, d.targets(c.Rows)) {
-		i := slices.IndexFunc(d.final, func(r Row) bool { return r.NodeID == m.id })
-		d.add(UpdateNode{NodeID: m.id, Group: d.final[i].Group, From: m.from, To: m.to})
-		d.final[i].Addr = m.to
-		d.moved = true
-	}
-}
-
 // copy makes a worker's copy equal to the coordinator's rows, or, while the coordinator is away, to the wanted addresses.
 func (d *differ) copy(g fsm.GroupID) {
 	w, ok := d.usable(g)
@@ -118,7 +106,7 @@ func (d *differ) copy(g fsm.GroupID) {
 		return
 	}
 	if d.final == nil {
-		for _, m := range moves(w.Rows, d.targets(w.Rows)) {
+		for _, m := range moves(w.Rows, d.primaryTargets(w.Rows)) {
 			d.add(UpdateRow{Node: g, NodeID: m.id, From: m.from, To: m.to})
 		}
 		return
@@ -130,7 +118,7 @@ func (d *differ) copy(g fsm.GroupID) {
 	target := map[int]Addr{}
 	var kept []Row
 	for _, r := range w.Rows {
-		i := slices.IndexFunc(d.final, func(f Row) bool { return sameNode(f, r) })
+		i := slices.IndexFunc(d.final, func(f Row) bool { return d.same(f, r) })
 		if i < 0 {
 			d.add(DropRow{Node: g, Row: r})
 			continue
@@ -142,50 +130,111 @@ func (d *differ) copy(g fsm.GroupID) {
 		d.add(UpdateRow{Node: g, NodeID: m.id, From: m.from, To: m.to})
 	}
 	for _, f := range d.final {
-		if _, has := target[f.NodeID]; !has {
+		if _, has := target[f.NodeID]; !has && !f.Clone {
 			d.add(CopyRow{Node: g, Row: f})
 		}
 	}
 }
 
-// sameNode reports whether a copy's row is the coordinator's, whatever its address.
-func sameNode(a, b Row) bool {
-	return a.NodeID == b.NodeID && a.Group == b.Group && a.Role == b.Role && a.Cluster == b.Cluster
+// same reports whether a copy's row is the coordinator's, whatever its address. Which nodes take shards is the operator's, and
+// whether an inactive one is active will be told everywhere when Citus activates it.
+func (d *differ) same(f, r Row) bool {
+	r.Addr, r.Synced, r.TakesShards = f.Addr, f.Synced, f.TakesShards
+	if d.passedOver(f) {
+		r.Active, r.HasMetadata = f.Active, f.HasMetadata
+	}
+	return f == r || f.Clone && f.NodeID == r.NodeID
 }
 
-// members adds and removes rows, for which Citus needs every metadata node reachable and in sync.
+func (d *differ) passedOver(r Row) bool {
+	return slices.ContainsFunc(d.inactive, func(i Row) bool { return i.NodeID == r.NodeID })
+}
+
+// pool gives every row of a node its entry in pg_dist_poolinfo, which nobody carries from node to node. An entry names the
+// port only, so it stays right when the row gets another address.
+func (d *differ) pool(g fsm.GroupID) {
+	a, ok := d.usable(g)
+	if !ok || a.LocalGroup != g || len(a.Rows) == 0 {
+		return
+	}
+	rows := a.Rows
+	if d.final != nil {
+		rows = d.final
+	}
+	wanted := map[int]string{}
+	if d.want.PoolPort != 0 {
+		for _, r := range rows {
+			wanted[r.NodeID] = poolText(d.want.PoolPort)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(a.Pool)) {
+		if _, keep := wanted[id]; !keep && ourPool(a.Pool[id]) {
+			d.add(DropPool{Node: g, NodeID: id})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(wanted)) {
+		if a.Pool[id] != wanted[id] {
+			d.add(SetPool{Node: g, NodeID: id, Info: wanted[id]})
+		}
+	}
+}
+
+// poolText quotes the port, as nobody else would: the rows to take away later are known by it.
+func poolText(port int) string { return fmt.Sprintf("port='%d'", port) }
+
+var ourText = regexp.MustCompile(`^port='\d+'$`)
+
+func ourPool(info string) bool { return ourText.MatchString(info) }
+
+// members adds and removes rows, for which Citus needs every metadata node reachable and in sync. What comes is added before
+// what has to go is removed: a group keeps somebody to read from.
 func (d *differ) members() {
 	if d.final == nil || d.moved || !d.settled() {
 		return
 	}
 	c := Actual{Rows: d.final}
-	if _, ok := c.rowOf(0); !ok {
-		if p := d.want.Primaries[0]; !p.Addr.IsZero() {
-			d.add(SetCoordinatorHost{Addr: p.Addr})
+	if _, ok := c.rowOf(0); !ok && d.free(d.want.Primaries[0].Addr) {
+		d.add(SetCoordinatorHost{Addr: d.want.Primaries[0].Addr})
+	}
+	for _, r := range d.inactive {
+		if _, ok := d.usable(r.Group); ok {
+			d.add(ActivateNode{Row: r})
 		}
 	}
 	for _, g := range d.want.groups() {
-		if _, has := c.rowOf(g); has || g == 0 {
+		if _, has := c.rowOf(g); has || g == 0 || d.want.gone(g) {
 			continue
 		}
-		if a, ok := d.usable(g); ok && (a.LocalGroup == 0 || a.LocalGroup == g) {
+		if a, ok := d.usable(g); ok && (a.LocalGroup == 0 || a.LocalGroup == g) && d.free(d.want.Primaries[g].Addr) {
 			d.add(AddNode{Group: g, Addr: d.want.Primaries[g].Addr})
 		}
 	}
+	d.newSecondaries()
 	for _, r := range slices.Backward(d.final) {
-		if _, still := d.want.Primaries[r.Group]; !still && slices.Contains(d.want.Gone, r.Group) {
+		if !r.primary() && (d.want.gone(r.Group) || d.surplus(r)) {
+			d.add(RemoveNode{Row: r})
+		}
+	}
+	for _, r := range slices.Backward(d.final) {
+		if r.primary() && d.want.gone(r.Group) {
 			d.add(RemoveNode{Row: r})
 		}
 	}
 }
 
+// free reports whether there is an address that no row has.
+func (d *differ) free(a Addr) bool {
+	_, taken := Actual{Rows: d.final}.rowAt(a)
+	return !taken && !a.IsZero()
+}
+
 // settled reports whether every metadata worker answers and has what the coordinator has.
 func (d *differ) settled() bool {
 	for _, r := range d.final {
-		if r.Group == 0 || !r.primary() || !r.HasMetadata {
+		if r.Group == 0 || !r.primary() || !r.HasMetadata || d.passedOver(r) {
 			continue
 		}
-		if slices.Contains(d.want.Gone, r.Group) && r.Synced {
+		if d.want.gone(r.Group) && r.Synced {
 			continue
 		}
 		if _, ok := d.usable(r.Group); !ok || !r.Synced {
@@ -209,8 +258,11 @@ func (d *differ) recovery(g fsm.GroupID) {
 		return
 	}
 	for _, s := range d.steps {
-		if s.On() == g {
-			return
+		switch s.(type) {
+		case CreateExtension, UpdateNode, UpdateRow, FixRow, CopyRow, DropRow:
+			if s.On() == g {
+				return
+			}
 		}
 	}
 	d.add(RecoverPrepared{Node: g})

@@ -18,6 +18,28 @@ func row(id int, g fsm.GroupID, host string) Row {
 	}
 }
 
+func secondary(id int, g fsm.GroupID, host string) Row {
+	r := row(id, g, host)
+	r.Role, r.HasMetadata, r.Synced = "secondary", g == 0, false
+	return r
+}
+
+func standby(host string, s Standing) Secondary {
+	return Secondary{Addr: addr(host), NodeCluster: "default", Standing: s}
+}
+
+func with[T any](x T, f func(*T)) T {
+	f(&x)
+	return x
+}
+
+// everywhere edits every copy.
+func everywhere(a map[fsm.GroupID]Actual, f func(*Actual)) {
+	for g := range a {
+		edit(a, g, f)
+	}
+}
+
 // formation is a coordinator and two workers, in order, on timeline 1.
 func formation() (Wanted, map[fsm.GroupID]Actual) {
 	w := Wanted{Database: "app", Primaries: map[fsm.GroupID]Primary{
@@ -41,11 +63,6 @@ func edit(a map[fsm.GroupID]Actual, g fsm.GroupID, f func(*Actual)) {
 }
 
 func TestDiff(t *testing.T) {
-	secondary := func(id int, g fsm.GroupID, host string) Row {
-		r := row(id, g, host)
-		r.Role, r.HasMetadata, r.Synced = "secondary", false, false
-		return r
-	}
 	tests := []struct {
 		name string
 		do   func(*Wanted, map[fsm.GroupID]Actual)
@@ -159,6 +176,106 @@ func TestDiff(t *testing.T) {
 			w.Primaries[1] = Primary{Addr: addr("w1b"), Timeline: 2}
 			w.Primaries[2] = Primary{Addr: addr("w2"), Timeline: 2}
 		}, nil},
+		{"standby to be registered", func(w *Wanted, _ map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{0: {standby("c2", Serving)}, 1: {standby("w1b", Serving), standby("w1c", Doubtful), standby("w1d", Away)}}
+		}, []Step{AddSecondary{0, addr("c2"), "default"}, AddSecondary{1, addr("w1b"), "default"}}},
+		{"standby to be registered while a metadata node is out of sync", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1b", Serving)}}
+			edit(a, 0, func(x *Actual) { x.Rows[2].Synced = false })
+		}, nil},
+		{"no standby of a group without primary is registered or removed", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Primaries[1] = Primary{}
+			w.Secondaries = map[fsm.GroupID][]Secondary{}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+			delete(a, 1)
+		}, nil},
+		{"registered standbys in order", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{0: {standby("c2", Serving)}, 1: {standby("w1b", Doubtful)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 0, "c2"), secondary(5, 1, "w1b")) })
+		}, nil},
+		{"standby gone", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1b", Away)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+		}, []Step{RemoveNode{secondary(4, 1, "w1b")}}},
+		{"no standby wanted at all", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+		}, []Step{RemoveNode{secondary(4, 1, "w1b")}}},
+		{"gone standby's row goes to the new one, in sync or not", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1c", Serving)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+			edit(a, 0, func(x *Actual) { x.Rows[2].Synced = false })
+		}, []Step{
+			UpdateNode{NodeID: 4, Group: 1, From: addr("w1b"), To: addr("w1c")},
+			UpdateRow{Node: 1, NodeID: 4, From: addr("w1b"), To: addr("w1c")},
+			UpdateRow{Node: 2, NodeID: 4, From: addr("w1b"), To: addr("w1c")},
+		}},
+		{"a standby comes while another is doubtful: added, none renamed", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1b", Doubtful), standby("w1c", Serving)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+		}, []Step{AddSecondary{1, addr("w1c"), "default"}}},
+		{"secondary's address edited by hand", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1b", Serving)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+			edit(a, 0, func(x *Actual) { x.Rows[3].Addr = addr("nowhere") })
+		}, []Step{UpdateNode{NodeID: 4, Group: 1, From: addr("nowhere"), To: addr("w1b")}}},
+		{"standby in another cluster", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {{Addr: addr("w1b"), NodeCluster: "reader"}}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+			delete(a, 1)
+			delete(a, 2)
+		}, []Step{FixRow{Was: secondary(4, 1, "w1b"), Row: with(secondary(4, 1, "w1b"), func(r *Row) { r.Cluster = "reader" })}}},
+		{"roles exchanged by hand", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1b", Serving)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+			edit(a, 0, func(x *Actual) { x.Rows[1].Role, x.Rows[3].Role = "secondary", "primary" })
+		}, []Step{
+			FixRow{Was: with(secondary(4, 1, "w1b"), func(r *Row) { r.Role = "primary" }), Row: secondary(4, 1, "w1b")},
+			FixRow{Was: with(row(2, 1, "w1"), func(r *Row) { r.Role = "secondary" }), Row: row(2, 1, "w1")},
+		}},
+		{"worker made inactive by hand", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 0, func(x *Actual) { x.Rows[2].Active, x.Rows[2].Synced = false, false })
+		}, []Step{ActivateNode{with(row(3, 2, "w2"), func(r *Row) { r.Active, r.Synced = false, false })}}},
+		{"secondary made inactive by hand", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{1: {standby("w1b", Serving)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 1, "w1b")) })
+			edit(a, 0, func(x *Actual) { x.Rows[3].Active = false })
+		}, []Step{FixRow{Was: with(secondary(4, 1, "w1b"), func(r *Row) { r.Active = false }), Row: secondary(4, 1, "w1b")}}},
+		{"inactive in a copy", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 1, func(x *Actual) { x.Rows[2].Active = false })
+		}, []Step{DropRow{1, with(row(3, 2, "w2"), func(r *Row) { r.Active = false })}, CopyRow{1, row(3, 2, "w2")}}},
+		{"row deleted on the coordinator", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 0, func(x *Actual) { x.Rows = x.Rows[:2] })
+		}, []Step{CopyRow{0, with(row(3, 2, "w2"), func(r *Row) { r.Active, r.Synced = false, false })}}},
+		{"row's group edited on the coordinator", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 0, func(x *Actual) { x.Rows[2].Group = 8 })
+		}, []Step{FixRow{
+			Was: with(row(3, 2, "w2"), func(r *Row) { r.Group = 8 }),
+			Row: with(row(3, 2, "w2"), func(r *Row) { r.Active, r.Synced = false, false }),
+		}}},
+		{"shards kept off a worker stay the operator's choice", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 0, func(x *Actual) { x.Rows[1].TakesShards = false })
+		}, nil},
+		{"a clone is the operator's", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Secondaries = map[fsm.GroupID][]Secondary{}
+			edit(a, 0, func(x *Actual) {
+				x.Rows = append(x.Rows, with(row(4, 1, "clone"), func(r *Row) { r.Role, r.Clone, r.Active = "unavailable", true, false }))
+			})
+		}, nil},
+		{"pool port", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.PoolPort = 6432
+			everywhere(a, func(x *Actual) { x.Pool = map[int]string{1: "port='6432'", 2: "port='6432'", 3: "port='6432'"} })
+			edit(a, 0, func(x *Actual) {
+				x.Pool = map[int]string{1: "port='6432'", 2: "port='1'", 9: "port='6432'", 10: "host=x"}
+			})
+		}, []Step{DropPool{0, 9}, SetPool{0, 2, "port='6432'"}, SetPool{0, 3, "port='6432'"}}},
+		{"pool port gone: what others made stays", func(_ *Wanted, a map[fsm.GroupID]Actual) {
+			edit(a, 2, func(x *Actual) { x.Pool = map[int]string{1: "port='6432'", 2: "port=6432", 3: "host=x port='1'"} })
+		}, []Step{DropPool{2, 1}}},
+		{"group gone with its standbys: those first, nothing registered", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Gone = []fsm.GroupID{2}
+			w.Secondaries = map[fsm.GroupID][]Secondary{2: {standby("w2b", Serving), standby("w2c", Serving)}}
+			everywhere(a, func(x *Actual) { x.Rows = append(x.Rows, secondary(4, 2, "w2b")) })
+		}, []Step{RemoveNode{secondary(4, 2, "w2b")}, RemoveNode{row(3, 2, "w2")}}},
 		{
 			"recovery", func(w *Wanted, _ map[fsm.GroupID]Actual) { w.Recover = true },
 			[]Step{RecoverPrepared{0}, RecoverPrepared{1}, RecoverPrepared{2}},

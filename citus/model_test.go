@@ -15,8 +15,10 @@ import (
 // model is pg_dist_node on every primary, with the refusals of Citus.
 type model struct {
 	t     *rapid.T
+	w     Wanted
 	nodes map[fsm.GroupID]*Actual
 	next  int
+	lost  map[fsm.GroupID]bool // a person deleted the coordinator's row of the group's primary
 }
 
 func (m *model) row(g fsm.GroupID, id int) *Row {
@@ -44,7 +46,7 @@ func (m *model) check(g fsm.GroupID, s Step) {
 
 func (m *model) insync() {
 	for _, r := range m.nodes[0].Rows {
-		if r.Group != 0 && r.HasMetadata && !r.Synced {
+		if r.Group != 0 && r.primary() && r.Active && r.HasMetadata && !r.Synced {
 			m.t.Fatalf("%v is a metadata node, but is out of sync", r.Addr)
 		}
 	}
@@ -60,6 +62,9 @@ func (m *model) carry() {
 	for g, w := range m.nodes {
 		if g != 0 && w.LocalGroup == g {
 			w.Rows = slices.Clone(m.nodes[0].Rows)
+			for i := range w.Rows {
+				w.Rows[i].Synced = w.Rows[i].primary()
+			}
 		}
 	}
 }
@@ -95,14 +100,37 @@ func (m *model) run(s Step) {
 		m.insync()
 		m.nodes[s.Group].LocalGroup = s.Group
 		m.add(s.Group, s.Addr)
+	case AddSecondary:
+		m.insync()
+		m.add(s.Group, s.Addr)
+		r := &m.nodes[0].Rows[len(m.nodes[0].Rows)-1]
+		r.Role, r.Cluster, r.HasMetadata, r.Synced = "secondary", s.NodeCluster, s.Group == 0, false
+		m.carry()
+	case ActivateNode:
+		r := m.row(0, s.Row.NodeID)
+		m.insync()
+		r.Active, r.HasMetadata, r.Synced = true, true, true
+		m.carry()
+	case FixRow:
+		*m.row(0, s.Row.NodeID) = s.Row
+	case SetPool:
+		m.nodes[s.Node].Pool[s.NodeID] = s.Info
+	case DropPool:
+		delete(m.nodes[s.Node].Pool, s.NodeID)
 	case RemoveNode:
 		m.insync()
+		if slices.ContainsFunc(m.w.Secondaries[s.Row.Group], func(x Secondary) bool { return x.Addr == s.Row.Addr && x.Standing != Away }) {
+			m.t.Fatalf("%v: a standby to read from", s)
+		}
 		m.nodes[0].Rows = slices.DeleteFunc(m.nodes[0].Rows, func(r Row) bool { return r.NodeID == s.Row.NodeID })
 		m.carry()
 	case CreateExtension:
-		*m.nodes[s.Group] = Actual{Extension: "13.2-1", Ready: true, Timeline: 1}
+		*m.nodes[s.Group] = Actual{Extension: "13.2-1", Ready: true, Timeline: 1, Pool: map[int]string{}}
 	case RecoverPrepared:
 		for _, r := range m.nodes[s.Node].Rows {
+			if !r.primary() {
+				continue
+			}
 			if m.nodes[r.Group] == nil || m.nodes[r.Group].InRecovery {
 				m.t.Fatalf("recovery on group %d though group %d is no primary", s.Node, r.Group)
 			}
@@ -129,7 +157,17 @@ func (m *model) spoil() {
 	}
 	i := rapid.IntRange(0, len(n.Rows)-1).Draw(t, "row")
 	j := rapid.IntRange(0, len(n.Rows)-1).Draw(t, "other row")
-	switch kind := rapid.IntRange(0, 3).Draw(t, "kind"); {
+	switch kind := rapid.IntRange(0, 7).Draw(t, "kind"); {
+	case kind == 4:
+		n.Rows[i].Active = false
+	case kind == 5:
+		n.Rows[i].Role = "secondary"
+	case kind == 6:
+		n.Pool[n.Rows[i].NodeID] = "host=x"
+		delete(n.Pool, n.Rows[j].NodeID)
+	case kind == 7 && g == 0:
+		m.lost[n.Rows[i].Group] = m.lost[n.Rows[i].Group] || n.Rows[i].primary()
+		n.Rows = slices.Delete(n.Rows, i, i+1)
 	case kind == 0:
 		n.Rows[i].Addr = addr(fmt.Sprintf("hand%d", n.Rows[i].NodeID))
 	case kind == 1:
@@ -145,8 +183,8 @@ func (m *model) spoil() {
 // others answer lead to the wanted rows everywhere; ids stay, no statement is refused, and then there is nothing left to do.
 func TestConvergence(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := &model{t: t, nodes: map[fsm.GroupID]*Actual{}}
-		w := Wanted{Database: "app", Primaries: map[fsm.GroupID]Primary{}}
+		m := &model{t: t, nodes: map[fsm.GroupID]*Actual{}, lost: map[fsm.GroupID]bool{}}
+		w := Wanted{Database: "app", Primaries: map[fsm.GroupID]Primary{}, Secondaries: map[fsm.GroupID][]Secondary{}}
 		groups := rapid.IntRange(1, 5).Draw(t, "groups")
 		for i := range groups {
 			g := fsm.GroupID(i)
@@ -155,10 +193,16 @@ func TestConvergence(t *testing.T) {
 		}
 		known := map[fsm.GroupID]int{}
 		for range rapid.IntRange(0, 12).Draw(t, "rounds") {
-			switch rapid.IntRange(0, 3).Draw(t, "event") {
+			switch rapid.IntRange(0, 5).Draw(t, "event") {
 			case 0:
 				g := fsm.GroupID(rapid.IntRange(0, groups-1).Draw(t, "moved group"))
-				w.Primaries[g] = Primary{Addr: addr(fmt.Sprintf("g%d-%d", g, rapid.IntRange(0, 2).Draw(t, "member"))), Timeline: 1}
+				w.Primaries[g] = Primary{Addr: addr(fmt.Sprintf("g%d-%d", g, rapid.IntRange(0, 3).Draw(t, "member"))), Timeline: 1}
+				w.Secondaries[g] = m.standbys(g, w.Primaries[g])
+			case 3:
+				g := fsm.GroupID(rapid.IntRange(0, groups-1).Draw(t, "group with other standbys"))
+				w.Secondaries[g] = m.standbys(g, w.Primaries[g])
+			case 4:
+				w.PoolPort = rapid.SampledFrom([]int{0, 6432, 6433}).Draw(t, "pool port")
 			case 1:
 				m.spoil()
 			case 2:
@@ -168,7 +212,7 @@ func TestConvergence(t *testing.T) {
 			m.remember(known)
 		}
 		all := func(fsm.GroupID) bool { return true }
-		for range 4 {
+		for range 6 {
 			m.round(w, all)
 			m.remember(known)
 			m.carry()
@@ -184,16 +228,66 @@ func TestConvergence(t *testing.T) {
 					t.Fatalf("copy of group %d: row of group %d is %+v, wanted %+v with id %d", g, of, r, p, known[of])
 				}
 			}
+			m.checkStandbys(g)
 		}
 	})
 }
 
+// standbys draws what becomes of the members of a group that are not its primary.
+func (m *model) standbys(g fsm.GroupID, p Primary) []Secondary {
+	var out []Secondary
+	for i := range 4 {
+		if a := addr(fmt.Sprintf("g%d-%d", g, i)); a != p.Addr {
+			s := Secondary{Addr: a, Standing: Standing(rapid.IntRange(0, 2).Draw(m.t, "standing"))}
+			s.NodeCluster = rapid.SampledFrom([]string{"default", "reader"}).Draw(m.t, "cluster")
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// checkStandbys insists on a row for every standby that serves, on no row for one that is away, and on the pool entries.
+func (m *model) checkStandbys(g fsm.GroupID) {
+	n := m.nodes[g]
+	want := 0
+	for of, list := range m.w.Secondaries {
+		for _, s := range list {
+			r, ok := n.rowAt(s.Addr)
+			if s.Standing == Serving && !ok || s.Standing == Away && ok || ok && (!r.secondary() || r.Group != of || r.Cluster != s.NodeCluster || !r.Active) {
+				m.t.Fatalf("copy of group %d: standby %+v of group %d has row %+v (%v)", g, s, of, r, ok)
+			}
+			if ok {
+				want++
+			}
+		}
+	}
+	if len(n.Rows) != want+len(m.w.Primaries) {
+		m.t.Fatalf("copy of group %d has rows of nobody: %+v", g, n.Rows)
+	}
+	for id, info := range n.Pool {
+		if _, ok := m.nodes[0].row(id); info != "host=x" && (!ok || info != poolText(m.w.PoolPort)) {
+			m.t.Fatalf("group %d: pool entry %d is %s", g, id, info)
+		}
+	}
+	for _, r := range n.Rows {
+		if m.w.PoolPort != 0 && n.Pool[r.NodeID] != poolText(m.w.PoolPort) {
+			m.t.Fatalf("group %d: no pool entry of row %d: %v", g, r.NodeID, n.Pool)
+		}
+	}
+}
+
+func (a Actual) row(id int) (Row, bool) {
+	i := slices.IndexFunc(a.Rows, func(r Row) bool { return r.NodeID == id })
+	return Row{}, i >= 0
+}
+
 func (m *model) observed(answers func(fsm.GroupID) bool) map[fsm.GroupID]Actual {
 	out := map[fsm.GroupID]Actual{}
-	for g, n := range m.nodes {
+	for _, g := range slices.Sorted(maps.Keys(m.nodes)) {
+		n := m.nodes[g]
 		if answers(g) {
 			a := *n
-			a.Rows = slices.Clone(n.Rows)
+			a.Rows, a.Pool = slices.Clone(n.Rows), maps.Clone(n.Pool)
 			out[g] = a
 		}
 	}
@@ -202,6 +296,7 @@ func (m *model) observed(answers func(fsm.GroupID) bool) map[fsm.GroupID]Actual 
 
 func (m *model) round(w Wanted, answers func(fsm.GroupID) bool) {
 	w.Recover = true
+	m.w = w
 	actual := m.observed(answers)
 	steps := Diff(w, actual)
 	if again := Diff(w, actual); !cmp.Equal(steps, again) {
@@ -215,7 +310,14 @@ func (m *model) round(w Wanted, answers func(fsm.GroupID) bool) {
 // remember insists that a group's row keeps the nodeid it got.
 func (m *model) remember(known map[fsm.GroupID]int) {
 	for _, r := range m.nodes[0].Rows {
-		if id, ok := known[r.Group]; ok && id != r.NodeID {
+		if !r.primary() || m.lost[r.Group] {
+			known[r.Group] = max(known[r.Group], 0)
+			if r.primary() {
+				known[r.Group] = r.NodeID
+			}
+			continue
+		}
+		if id, ok := known[r.Group]; ok && id != 0 && id != r.NodeID {
 			m.t.Fatalf("group %d had row %d, now %d", r.Group, id, r.NodeID)
 		}
 		known[r.Group] = r.NodeID

@@ -21,7 +21,7 @@ const observeServer = `SELECT pg_is_in_recovery(),
 	to_regclass('matriarch.conductor') IS NOT NULL`
 
 const observeNodes = `SELECT nodeid, groupid, nodename, nodeport, noderack, noderole::text, nodecluster::text, isactive, hasmetadata,
-	coalesce(metadatasynced, false), shouldhaveshards FROM pg_dist_node ORDER BY nodeid`
+	coalesce(metadatasynced, false), shouldhaveshards, coalesce((to_jsonb(n) ->> 'nodeisclone')::bool, false) FROM pg_dist_node n ORDER BY nodeid`
 
 // Observe reads what a server shows in one Citus database. It changes nothing.
 func Observe(ctx context.Context, q Querier) (Actual, error) {
@@ -48,11 +48,15 @@ func Observe(ctx context.Context, q Querier) (Actual, error) {
 	a.Rows, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (Row, error) {
 		var n Row
 		err := r.Scan(&n.NodeID, &n.Group, &n.Addr.Host, &n.Addr.Port, &n.Rack, &n.Role, &n.Cluster, &n.Active, &n.HasMetadata,
-			&n.Synced, &n.TakesShards)
+			&n.Synced, &n.TakesShards, &n.Clone)
 		return n, err
 	})
 	if err != nil {
 		return Actual{}, fmt.Errorf("observe pg_dist_node: %w", err)
+	}
+	const pool = `SELECT coalesce(json_object_agg(nodeid, poolinfo), '{}') FROM pg_dist_poolinfo`
+	if err := q.QueryRow(ctx, pool).Scan(&a.Pool); err != nil {
+		return Actual{}, fmt.Errorf("observe pg_dist_poolinfo: %w", err)
 	}
 	return a, nil
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,10 +38,12 @@ type Config struct {
 type Pool struct {
 	cfg Config
 
-	mu       sync.Mutex // one Reconcile or EnsureDatabase at a time
+	mu       sync.Mutex   // one Reconcile or EnsureDatabase at a time
+	pausing  atomic.Int32 // pauses that take or hold their locks
 	term     uint64
-	recovery map[string]recovered // by database
-	smu      sync.Mutex           // the map below, within one Reconcile
+	recovery map[string]recovered          // by database
+	away     map[string]map[Addr]time.Time // by database: standbys that have a row, and since when they do not deserve it
+	smu      sync.Mutex                    // the map below, within one Reconcile
 	sessions map[place]*session
 
 	beforeRecovery func() // for tests: called between the first look at the primaries and a recovery
@@ -54,7 +57,8 @@ type place struct {
 
 type session struct {
 	*pgx.Conn
-	fresh bool // no transaction of ours has run in it
+	term  uint64 // in its name, and proven by what it writes
+	fresh bool   // no transaction of ours has run in it
 }
 
 // recovered remembers the last recovery and what the formation looked like then.
@@ -68,7 +72,7 @@ func NewPool(cfg Config) *Pool {
 	if cfg.RecoverEvery == 0 {
 		cfg.RecoverEvery = time.Minute
 	}
-	return &Pool{cfg: cfg, sessions: map[place]*session{}, recovery: map[string]recovered{}}
+	return &Pool{cfg: cfg, sessions: map[place]*session{}, recovery: map[string]recovered{}, away: map[string]map[Addr]time.Time{}}
 }
 
 // Close ends all sessions.
@@ -105,7 +109,7 @@ func (p *Pool) session(ctx context.Context, at place) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s = &session{Conn: c, fresh: true}
+	s = &session{Conn: c, term: p.term, fresh: true}
 	p.smu.Lock()
 	p.sessions[at] = s
 	p.smu.Unlock()
@@ -127,6 +131,12 @@ func (p *Pool) keepOnly(want Wanted) {
 }
 
 func (p *Pool) dial(ctx context.Context, addr Addr, database string) (*pgx.Conn, error) {
+	return p.dialFor(ctx, p.term, addr, database, time.Second)
+}
+
+// dialFor opens a session that carries a term. A statement whose context ends is cancelled; the server has the time of grace
+// to say so, or the session is over.
+func (p *Pool) dialFor(ctx context.Context, term uint64, addr Addr, database string, grace time.Duration) (*pgx.Conn, error) {
 	text := "sslmode=prefer"
 	if p.cfg.CAFile != "" {
 		text = "sslmode=verify-ca sslrootcert='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.cfg.CAFile) + "'"
@@ -139,7 +149,7 @@ func (p *Pool) dial(ctx context.Context, addr Addr, database string) (*pgx.Conn,
 	cfg.DialFunc = (&net.Dialer{Timeout: connectTimeout, Control: limitSilence}).DialContext
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // ALTER EXTENSION changes tables under cached plans
 	cfg.RuntimeParams = map[string]string{
-		"application_name":                    fmt.Sprintf("%s%d", appName, p.term),
+		"application_name":                    fmt.Sprintf("%s%d", appName, term),
 		"search_path":                         "pg_catalog",
 		"statement_timeout":                   "0",
 		"lock_timeout":                        "2s",
@@ -150,7 +160,7 @@ func (p *Pool) dial(ctx context.Context, addr Addr, database string) (*pgx.Conn,
 		"log_parameter_max_length":            "0", // the password is a parameter
 	}
 	cfg.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: time.Second}
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: grace}
 	}
 	c, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -26,9 +26,10 @@ type Report struct {
 	Rows        []RowStatus
 }
 
-// RowStatus is one group's row, for people.
+// RowStatus is one wanted row, for people.
 type RowStatus struct {
 	Group     fsm.GroupID `json:"group"`
+	Role      string      `json:"role"`              // primary or secondary
 	NodeID    int         `json:"node_id,omitempty"` // 0: no row seen
 	Wanted    string      `json:"wanted"`            // host:port, or none
 	Actual    string      `json:"actual"`            // on the coordinator before this round, or none
@@ -38,14 +39,21 @@ type RowStatus struct {
 }
 
 // Reconcile looks once at every primary of a database and puts right what differs. It returns what it found in any case; the
-// error joins what could not be reached or done, and holds ErrDeposed when a higher term is at work. The caller repeats it.
+// error joins what could not be reached or done, and holds ErrDeposed when a higher term is at work. It is ErrPaused, and
+// nothing was looked at, while a Pause takes or holds its locks. The caller repeats it, with want read afresh.
 func (p *Pool) Reconcile(ctx context.Context, term uint64, want Wanted) (Report, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.pausing.Load() > 0 {
+		return Report{Database: want.Database}, ErrPaused
+	}
 	p.serve(term)
 	r := round{Pool: p, want: want, report: Report{Database: want.Database}}
 	r.want.Recover = want.Recover || p.recoveryDue(want)
 	r.meet(ctx)
+	if c, ok := r.seen[0]; ok {
+		r.want = p.hold(r.want, c.Rows, time.Now())
+	}
 	steps := Diff(r.want, r.seen)
 	r.report.Problems = Problems(r.want, r.seen)
 	r.apply(ctx, steps)
@@ -109,7 +117,7 @@ func (r *round) apply(ctx context.Context, steps []Step) {
 		switch s := s.(type) {
 		case CreateExtension:
 			wg.Go(func() { r.fail(r.create(ctx, s)) })
-		case UpdateNode, UpdateRow, CopyRow, DropRow:
+		case UpdateNode, UpdateRow, FixRow, CopyRow, DropRow, SetPool, DropPool:
 			rows[s.On()] = append(rows[s.On()], s)
 		case RecoverPrepared:
 			recoveries = append(recoveries, s)
@@ -124,12 +132,16 @@ func (r *round) apply(ctx context.Context, steps []Step) {
 	for _, s := range members {
 		r.fail(r.transact(ctx, s.On(), true, s))
 	}
+	recovered := 0
 	for _, s := range recoveries {
 		n, err := r.recoverPrepared(ctx, r.want, s.On(), r.seen)
 		r.fail(err)
 		r.report.Recovered += n
+		if err == nil {
+			recovered++
+		}
 	}
-	if len(recoveries) > 0 && len(recoveries) == len(r.want.Primaries) && len(r.errs) == 0 {
+	if recovered > 0 && recovered == len(r.want.Primaries) {
 		r.noteRecovery(r.want)
 	}
 }
@@ -172,15 +184,32 @@ func (r *round) conclude(steps []Step) {
 	}
 	r.report.Synced = !open && len(r.errs) == 0 && len(r.report.Problems) == 0
 	for _, g := range r.want.groups() {
+		if r.want.gone(g) {
+			continue
+		}
 		a, answered := r.seen[g]
 		row, has := r.seen[0].rowOf(g)
 		st := RowStatus{
-			Group: g, NodeID: row.NodeID, Wanted: r.want.Primaries[g].Addr.String(), Actual: row.Addr.String(),
+			Group: g, Role: rolePrimary, NodeID: row.NodeID, Wanted: r.want.Primaries[g].Addr.String(), Actual: row.Addr.String(),
 			Synced: row.Synced, Answered: answered, Extension: a.Extension,
 		}
 		r.report.Rows = append(r.report.Rows, st)
 		if !r.want.Primaries[g].Addr.IsZero() && (!has || !row.Synced || !answered) {
 			r.report.Synced = false
 		}
+		r.secondaries(g)
+	}
+}
+
+// secondaries lists the standbys of a group that should have a row, or keep the one they have.
+func (r *round) secondaries(g fsm.GroupID) {
+	for _, s := range r.want.Secondaries[g] {
+		row, has := r.seen[0].rowAt(s.Addr)
+		if s.Standing == Away || s.Standing == Doubtful && !has {
+			continue
+		}
+		r.report.Rows = append(r.report.Rows, RowStatus{
+			Group: g, Role: roleSecondary, NodeID: row.NodeID, Wanted: s.Addr.String(), Actual: row.Addr.String(), Synced: has, Answered: has,
+		})
 	}
 }

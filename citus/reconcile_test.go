@@ -126,6 +126,7 @@ func TestIdleWriterDoesNotHoldFailover(t *testing.T) {
 func TestHandEditIsRepaired(t *testing.T) {
 	t.Parallel()
 	f := newTrial(t, 2)
+	f.items(20)
 	want := f.agreed()
 	edits := []struct {
 		name string
@@ -135,6 +136,13 @@ func TestHandEditIsRepaired(t *testing.T) {
 		{"address in a copy", 2, []string{"UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 1"}},
 		{"row deleted in a copy", 2, []string{"DELETE FROM pg_dist_node WHERE groupid = 1"}},
 		{"row invented in a copy", 1, []string{"INSERT INTO pg_dist_node (nodeid, groupid, nodename, noderole, nodecluster) VALUES (77, 2, 'x', 'secondary', 'default')"}},
+		{"inactive in a copy", 1, []string{"UPDATE pg_dist_node SET isactive = false WHERE groupid = 2"}},
+		{"role on the coordinator", 0, []string{"UPDATE pg_dist_node SET noderole = 'secondary' WHERE groupid = 1"}},
+		{"role of the coordinator", 0, []string{"UPDATE pg_dist_node SET noderole = 'unavailable' WHERE groupid = 0"}},
+		{"inactive on the coordinator", 0, []string{"UPDATE pg_dist_node SET isactive = false WHERE groupid = 2"}},
+		{"metadata denied", 0, []string{"UPDATE pg_dist_node SET hasmetadata = false WHERE groupid = 2"}},
+		{"row deleted on the coordinator", 0, []string{"DELETE FROM pg_dist_node WHERE groupid = 2"}},
+		{"group on the coordinator", 0, []string{"UPDATE pg_dist_node SET groupid = 8 WHERE groupid = 1"}},
 		{"address on the coordinator", 0, []string{"UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 2"}},
 		{"rows swapped on the coordinator", 0, []string{
 			"UPDATE pg_dist_node SET nodename = 'aside' WHERE groupid = 1",
@@ -144,12 +152,16 @@ func TestHandEditIsRepaired(t *testing.T) {
 	}
 	for _, e := range edits {
 		f.servers[e.on].exec(appDB, e.sql...)
-		if found := f.settle(); len(found) == 0 {
+		start := time.Now()
+		found := f.settle()
+		if len(found) == 0 {
 			t.Errorf("%s: not found", e.name)
 		}
+		t.Logf("%s: right after %v: %q", e.name, time.Since(start).Round(time.Millisecond), found)
 		if got := f.agreed(); !maps.Equal(got, want) {
 			t.Errorf("%s: rows are %v, want %v", e.name, got, want)
 		}
+		f.count(f.servers[0], 20)
 	}
 }
 

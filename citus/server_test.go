@@ -155,7 +155,8 @@ func (s *server) create(settings ...string) *server {
 	s.append("postgresql.conf", "shared_preload_libraries = 'citus'", "unix_socket_directories = ''", "fsync = off", "wal_level = logical",
 		"max_connections = 60", "max_prepared_transactions = 120", "max_worker_processes = 20", "shared_buffers = 16MB",
 		"citus.node_conninfo = 'sslmode=prefer'", "citus.metadata_sync_retry_interval = '500ms'", "citus.recover_2pc_interval = -1",
-		"citus.node_connection_timeout = '2s'", "wal_retrieve_retry_interval = '100ms'", "log_statement = 'all'")
+		"citus.node_connection_timeout = '2s'", "citus.metadata_sync_interval = '5s'",
+		"wal_retrieve_retry_interval = '100ms'", "log_statement = 'all'")
 	s.append("postgresql.conf", settings...)
 	s.start()
 	return s
@@ -180,7 +181,8 @@ func (s *server) start() {
 		s.t.Fatal(err)
 	}
 	defer log.Close()
-	s.cmd = s.command("postgres", "-D", s.data(), "-c", "listen_addresses="+s.addr.Host, "-c", "port="+strconv.Itoa(s.addr.Port))
+	s.cmd = s.command("postgres", "-D", s.data(), "-c", "listen_addresses="+s.addr.Host, "-c", "port="+strconv.Itoa(s.addr.Port),
+		"-c", "citus.local_hostname="+s.addr.Host)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT
 	if err := s.cmd.Start(); err != nil {

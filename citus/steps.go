@@ -25,6 +25,16 @@ type AddNode struct {
 	Addr  Addr
 }
 
+// AddSecondary registers a standby. Citus does not connect to it.
+type AddSecondary struct {
+	Group       fsm.GroupID
+	Addr        Addr
+	NodeCluster string
+}
+
+// ActivateNode brings back a worker that Citus passes over. Citus copies all metadata there.
+type ActivateNode struct{ Row Row }
+
 // RemoveNode takes a row away for good. Citus refuses it while shards need the group.
 type RemoveNode struct{ Row Row }
 
@@ -42,7 +52,7 @@ type UpdateRow struct {
 	From, To Addr
 }
 
-// CopyRow puts a row that the coordinator has into a worker's copy.
+// CopyRow puts a row that the coordinator has into a worker's copy, or one that a worker has back into the coordinator's.
 type CopyRow struct {
 	Node fsm.GroupID // whose copy
 	Row  Row
@@ -52,6 +62,22 @@ type CopyRow struct {
 type DropRow struct {
 	Node fsm.GroupID // whose copy
 	Row  Row
+}
+
+// FixRow changes what a row of the coordinator says of its node, the address excepted.
+type FixRow struct{ Was, Row Row }
+
+// SetPool leads a node's connections to another node through the pool beside it.
+type SetPool struct {
+	Node   fsm.GroupID // whose pg_dist_poolinfo
+	NodeID int
+	Info   string
+}
+
+// DropPool takes such an entry away.
+type DropPool struct {
+	Node   fsm.GroupID // whose pg_dist_poolinfo
+	NodeID int
 }
 
 // RecoverPrepared finishes the distributed transactions that a node left prepared elsewhere.
@@ -81,6 +107,21 @@ func (s CopyRow) On() fsm.GroupID { return s.Node }
 // On is the worker whose copy it is.
 func (s DropRow) On() fsm.GroupID { return s.Node }
 
+// On is the coordinator.
+func (AddSecondary) On() fsm.GroupID { return 0 }
+
+// On is the coordinator.
+func (ActivateNode) On() fsm.GroupID { return 0 }
+
+// On is the coordinator.
+func (FixRow) On() fsm.GroupID { return 0 }
+
+// On is the node whose connections they are.
+func (s SetPool) On() fsm.GroupID { return s.Node }
+
+// On is the node whose connections they are.
+func (s DropPool) On() fsm.GroupID { return s.Node }
+
 // On is the node that began the transactions.
 func (s RecoverPrepared) On() fsm.GroupID { return s.Node }
 
@@ -109,6 +150,9 @@ func (s UpdateRow) String() string {
 }
 
 func (s CopyRow) String() string {
+	if s.Node == 0 {
+		return fmt.Sprintf("row %d at %s missing on the coordinator", s.Row.NodeID, s.Row.Addr)
+	}
 	return fmt.Sprintf("row %d at %s missing in the copy of group %d", s.Row.NodeID, s.Row.Addr, s.Node)
 }
 
@@ -118,4 +162,33 @@ func (s DropRow) String() string {
 
 func (s RecoverPrepared) String() string {
 	return fmt.Sprintf("prepared transactions of group %d due for recovery", s.Node)
+}
+
+func (s AddSecondary) String() string {
+	return fmt.Sprintf("standby %s of group %d has no row", s.Addr, s.Group)
+}
+
+func (s ActivateNode) String() string {
+	return fmt.Sprintf("row %d of group %d at %s is inactive or without metadata", s.Row.NodeID, s.Row.Group, s.Row.Addr)
+}
+
+func (s FixRow) String() string {
+	return fmt.Sprintf("row %d was %s; wanted %s", s.Row.NodeID, says(s.Was), says(s.Row))
+}
+
+// says describes what FixRow can change.
+func says(r Row) string {
+	active := "active"
+	if !r.Active {
+		active = "inactive"
+	}
+	return fmt.Sprintf("%s %s of group %d in cluster %s", active, r.Role, r.Group, r.Cluster)
+}
+
+func (s SetPool) String() string {
+	return fmt.Sprintf("pool entry of row %d missing or different on group %d; wanted %s", s.NodeID, s.Node, s.Info)
+}
+
+func (s DropPool) String() string {
+	return fmt.Sprintf("pool entry of row %d left over on group %d", s.NodeID, s.Node)
 }

@@ -2,6 +2,7 @@ package citus
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"sync"
 	"testing"
@@ -16,6 +17,11 @@ type trial struct {
 	pool    *Pool
 	term    uint64
 	servers map[fsm.GroupID]*server
+
+	standbys map[fsm.GroupID][]Secondary // nil: none is registered
+	poolPort int
+	gone     []fsm.GroupID
+	extra    []string // further databases
 }
 
 // newTrial starts a coordinator and workers and has them registered.
@@ -39,7 +45,7 @@ func newTrial(t *testing.T, workers int, settings ...string) *trial {
 }
 
 func (f *trial) want() Wanted {
-	w := Wanted{Database: appDB, Primaries: map[fsm.GroupID]Primary{}}
+	w := Wanted{Database: appDB, Primaries: map[fsm.GroupID]Primary{}, Secondaries: f.standbys, PoolPort: f.poolPort, Gone: f.gone}
 	for g, s := range f.servers {
 		w.Primaries[g] = Primary{}
 		if s != nil {
@@ -49,11 +55,31 @@ func (f *trial) want() Wanted {
 	return w
 }
 
+// wants is what is wanted of every database.
+func (f *trial) wants() []Wanted {
+	w := f.want()
+	out := []Wanted{w}
+	for _, db := range f.extra {
+		w.Database = db
+		out = append(out, w)
+	}
+	return out
+}
+
 func (f *trial) round() (Report, error) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
 	defer cancel()
-	return f.pool.Reconcile(ctx, f.term, f.want())
+	all := Report{Synced: true}
+	var errs []error
+	for _, w := range f.wants() {
+		rep, err := f.pool.Reconcile(ctx, f.term, w)
+		errs = append(errs, err)
+		all.Synced = all.Synced && rep.Synced
+		all.Differences = append(all.Differences, rep.Differences...)
+		all.Problems = append(all.Problems, rep.Problems...)
+	}
+	return all, errors.Join(errs...)
 }
 
 // settle repeats rounds until nothing is left to do and returns what was found on the way.
@@ -80,6 +106,13 @@ func (f *trial) agreed() map[int]string {
 	want := map[string]bool{}
 	for _, s := range f.servers {
 		want[s.addr.String()] = true
+	}
+	for _, list := range f.standbys {
+		for _, s := range list {
+			if s.Standing == Serving {
+				want[s.Addr.String()] = true
+			}
+		}
 	}
 	var first map[int]string
 	for g, s := range f.servers {

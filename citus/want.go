@@ -47,15 +47,21 @@ type Primary struct {
 
 // Wanted is what one database's metadata should say.
 type Wanted struct {
-	Database  string
-	Primaries map[fsm.GroupID]Primary // every group of the formation; 0 is the coordinator
-	Gone      []fsm.GroupID           // groups whose rows have to go
-	Recover   bool                    // prepared transactions are due for recovery; Reconcile sets it from time to time
+	Database    string
+	Primaries   map[fsm.GroupID]Primary     // every group of the formation; 0 is the coordinator
+	Secondaries map[fsm.GroupID][]Secondary // nil: no standby is registered
+	PoolPort    int                         // of the connection pool beside every PostgreSQL; 0: pg_dist_poolinfo has no row of ours
+	Gone        []fsm.GroupID               // groups whose rows have to go, members of Primaries or not
+	Recover     bool                        // prepared transactions are due for recovery; Reconcile sets it from time to time
 }
 
 // Want reads from the replicated state what a database's metadata should say.
 func Want(s *fsm.State, database string) (Wanted, error) {
-	w := Wanted{Database: database, Primaries: map[fsm.GroupID]Primary{}}
+	set := s.Cluster.Settings
+	w := Wanted{Database: database, Primaries: map[fsm.GroupID]Primary{}, PoolPort: set.CitusPoolPort}
+	if set.CitusSecondaries {
+		w.Secondaries = map[fsm.GroupID][]Secondary{}
+	}
 	for _, id := range s.GroupIDs() {
 		g := s.Groups[id]
 		n, ok := s.Primary(id)
@@ -77,6 +83,12 @@ func Want(s *fsm.State, database string) (Wanted, error) {
 			p.Timeline = last.Timeline
 		}
 		w.Primaries[id] = p
+		if w.Secondaries == nil {
+			continue
+		}
+		if w.Secondaries[id], err = standbys(s, g, n); err != nil {
+			return Wanted{}, err
+		}
 	}
 	return w, nil
 }
@@ -84,39 +96,4 @@ func Want(s *fsm.State, database string) (Wanted, error) {
 // groups lists the wanted groups in order.
 func (w Wanted) groups() []fsm.GroupID { return slices.Sorted(maps.Keys(w.Primaries)) }
 
-// Row is one row of pg_dist_node.
-type Row struct {
-	NodeID      int
-	Group       fsm.GroupID
-	Addr        Addr
-	Rack        string
-	Role        string // primary, secondary, unavailable
-	Cluster     string
-	Active      bool
-	HasMetadata bool
-	Synced      bool // as the coordinator sees it; meaningless in a worker's copy
-	TakesShards bool
-}
-
-func (r Row) primary() bool { return r.Role == "primary" }
-
-// Actual is what one primary shows of itself and of its copy of the metadata.
-type Actual struct {
-	Missing    bool   // the database does not exist
-	Extension  string // version; empty: not created
-	Ready      bool   // the table of the conductor's term and the password for the other nodes are there
-	InRecovery bool
-	Timeline   fsm.Timeline // 0 in recovery
-	LocalGroup fsm.GroupID
-	Rows       []Row // by nodeid
-}
-
-// rowOf finds the row of a group's primary.
-func (a Actual) rowOf(g fsm.GroupID) (Row, bool) {
-	for _, r := range a.Rows {
-		if r.Group == g && r.primary() {
-			return r, true
-		}
-	}
-	return Row{}, false
-}
+func (w Wanted) gone(g fsm.GroupID) bool { return slices.Contains(w.Gone, g) }

@@ -39,6 +39,10 @@ type Settings struct {
 	Databases        []string      `json:"databases"`          // databases created in every group
 	DefaultMode      Mode          `json:"default_mode"`       // replication mode of new groups
 	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
+
+	CitusSecondaries  bool  `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
+	CitusSecondaryLag int64 `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
+	CitusPoolPort     int   `json:"citus_pool_port,omitempty"`     // the port of a connection pool beside every PostgreSQL, for Citus' own links; 0: none
 }
 
 // DefaultSettings are those of a new cluster.
@@ -47,6 +51,7 @@ func DefaultSettings() Settings {
 		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
 		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
 		MaximumClockSkew: 30 * time.Second,
+		CitusSecondaries: true, CitusSecondaryLag: 16 << 20,
 	}
 }
 

@@ -50,6 +50,24 @@ func ClusterSettings() []Setting {
 			},
 		},
 		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
+		boolean("citus_secondaries", "register standbys in pg_dist_node as secondaries", func(s *fsm.Settings) *bool { return &s.CitusSecondaries }),
+		{
+			"citus_secondary_lag", "bytes that a registered standby may have left to replay",
+			func(s fsm.Settings) string { return FormatBytes(s.CitusSecondaryLag) },
+			func(s *fsm.Settings, v string) (err error) { s.CitusSecondaryLag, err = ParseBytes(v); return err },
+		},
+		{
+			"citus_pool_port", "port of a connection pool on every node, for Citus' own links; 0: none",
+			func(s fsm.Settings) string { return strconv.Itoa(s.CitusPoolPort) },
+			func(s *fsm.Settings, v string) error {
+				n, err := strconv.ParseUint(v, 10, 16)
+				if err != nil {
+					return fmt.Errorf("%q is no port: write 1 to 65535, or 0 for none", v)
+				}
+				s.CitusPoolPort = int(n)
+				return nil
+			},
+		},
 	}
 }
 

@@ -60,7 +60,9 @@ type backend struct {
 	live     map[net.Conn]bool
 	sessions int
 	cancels  [][]byte
-	refusals []string // SQLSTATEs for the next sessions
+	refusals []string      // SQLSTATEs for the next sessions
+	frozen   bool          // takes connections and says nothing
+	deaf     chan struct{} // sessions read nothing until it is closed
 }
 
 func newBackend(t *testing.T, name string) *backend {
@@ -109,6 +111,13 @@ func (b *backend) accept() {
 }
 
 func (b *backend) serve(c net.Conn) {
+	b.mu.Lock()
+	frozen, deaf := b.frozen, b.deaf
+	b.mu.Unlock()
+	if frozen {
+		io.Copy(io.Discard, c)
+		return
+	}
 	for {
 		p, err := readPacket(c)
 		if err != nil {
@@ -138,6 +147,9 @@ func (b *backend) serve(c net.Conn) {
 		}
 		c.Write(authOK)
 		io.WriteString(c, b.name+"\n")
+		if deaf != nil {
+			<-deaf
+		}
 		io.Copy(c, c)
 		return
 	}
@@ -147,6 +159,13 @@ func (b *backend) count() (live, sessions, cancels int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.live), b.sessions, len(b.cancels)
+}
+
+// behave sets frozen and deaf for connections to come.
+func (b *backend) behave(frozen bool, deaf chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.frozen, b.deaf = frozen, deaf
 }
 
 func (b *backend) refuse(states ...string) {

@@ -115,7 +115,7 @@ func TestNoConnectionStaysOnAnUnlistedServer(t *testing.T) {
 			servers[b.target(epoch).pair()] = b
 		}
 	}
-	p := start(t, src, Listener{Kind: Worker, MaxConns: 100_000, WaitLimit: time.Minute})
+	p := start(t, src, Listener{Kind: Worker, MaxConns: 100_000, WaitLimit: time.Minute, StartupTimeout: time.Hour})
 	addr := p.listeners[0].tcp.Addr().String()
 	stages := [][]byte{nil, startupPacket()[:5], sslRequest, startupPacket(), append(startupPacket(), "some text"...)}
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func TestFollowsTheRole(t *testing.T) {
@@ -81,6 +82,68 @@ func TestDeposedMidStream(t *testing.T) {
 	wg.Wait()
 	c.ended()
 	eventually(t, "the server is free", func() bool { n, _, _ := a.count(); return n == 0 && p.Stats()[0].Active == 0 })
+}
+
+// A client whose bytes nobody reads any more still sees an ordinary end: a reset would overtake what was sent to it.
+func TestDeposedWithBytesUnread(t *testing.T) {
+	src, a := newSource(), newBackend(t, "a")
+	deaf := make(chan struct{})
+	a.behave(false, deaf)
+	src.set(Coordinator, a.target(1))
+	p := start(t, src, Listener{Kind: Coordinator})
+	c := dial(t, p, 0)
+	c.session()
+	c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+	for b := make([]byte, 1<<20); ; {
+		if _, err := c.Write(b); err != nil {
+			break // all buffers are full
+		}
+	}
+	src.set(Coordinator)
+	c.ended()
+	time.Sleep(100 * time.Millisecond) // a reset would come right behind the end
+	if got := tcpState(t, c.TCPConn); got != unix.BPF_TCP_CLOSE_WAIT {
+		t.Errorf("the client's socket is in state %d: it was reset", got)
+	}
+	close(deaf)
+	eventually(t, "the server is free", func() bool { n, _, _ := a.count(); return n == 0 })
+}
+
+func tcpState(t *testing.T, c *net.TCPConn) (state uint8) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			t.Fatal(err)
+		}
+		state = info.State
+	})
+	return state
+}
+
+// The startup, too, ends with the role: no server is held for a client that takes its time, and no client for a server that does.
+func TestDeposedDuringTheStartup(t *testing.T) {
+	src, a, b := newSource(), newBackend(t, "a"), newBackend(t, "b")
+	b.behave(true, nil)
+	src.set(Coordinator, a.target(1))
+	p := start(t, src, Listener{Kind: Coordinator, StartupTimeout: time.Hour, ConnectTimeout: time.Hour, WaitLimit: time.Hour})
+	slow := dial(t, p, 0).send(sslRequest)
+	slow.read(1)
+	src.set(Coordinator, b.target(2))
+	eventually(t, "a has no connection", func() bool { n, _, _ := a.count(); return n == 0 })
+	slow.send(startupPacket())
+	eventually(t, "b has the connection", func() bool { n, _, _ := b.count(); return n == 1 })
+	src.set(Coordinator, a.target(3))
+	if got := slow.outcome(); got != "a" {
+		t.Fatalf("got %s", got)
+	}
+	if n := p.Stats()[0].Deposed; n != 0 {
+		t.Errorf("%d sessions counted as ended: the client noticed nothing", n)
+	}
 }
 
 func TestDrainingKeepsItsSessions(t *testing.T) {
@@ -316,6 +379,17 @@ func TestLimits(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[Reason]uint64{RefusedLimit: 1}, p.Stats()[0].Refused); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestFarTooManyConnections(t *testing.T) {
+	p := start(t, newSource(), Listener{Kind: Coordinator, MaxConns: 1})
+	for range 1 + politely {
+		dial(t, p, 0)
+	}
+	dial(t, p, 0).ended() // without a word, and without one of its own
+	if n := p.Stats()[0].Refused[RefusedLimit]; n != 1 {
+		t.Errorf("%d counted", n)
 	}
 }
 

@@ -14,11 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A side that is said goodbye to has this long, and may send this much, before its connection is dropped.
-const (
-	lingerTime  = time.Second
-	lingerBytes = 1 << 20
-)
+// lingerTime is how long a side that is said goodbye to has to close its own end before its connection is dropped.
+const lingerTime = time.Second
 
 // pump copies both ways until the session is over. A client that has finished sending still gets its answers; a server that closes, a broken
 // side or the end of ctx ends both directions at once. The connections stay open.
@@ -138,7 +135,7 @@ func farewell(conns ...*net.TCPConn) {
 		wg.Go(func() {
 			_ = c.SetDeadline(time.Now().Add(lingerTime))
 			_ = c.CloseWrite()
-			_, _ = io.CopyN(io.Discard, c, lingerBytes)
+			_, _ = io.Copy(io.Discard, c)
 			_ = c.Close()
 		})
 	}

@@ -46,12 +46,12 @@ func New(t *testing.T) *Cluster {
 	if testing.Short() {
 		t.Skip("runs real clusters")
 	}
+	c := &Cluster{T: t, Bin: Program(t), Flags: []string{"--no-citus", "--pg-bin", pgtest.Bin()}}
 	select {
 	case slots <- struct{}{}:
 	case <-t.Context().Done():
 		t.Fatal("no room for another cluster")
 	}
-	c := &Cluster{T: t, Bin: Program(t), Flags: []string{"--no-citus", "--pg-bin", pgtest.Bin()}}
 	t.Cleanup(c.end)
 	var err error
 	if c.Dir, err = os.MkdirTemp(root, "c-"); err == nil {

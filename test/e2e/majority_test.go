@@ -6,7 +6,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -81,26 +83,59 @@ func TestMajority(t *testing.T) {
 			}
 			return nil
 		})
-		token := survivor.NewToken()
-		for _, n := range lost {
-			if n.Running() {
-				n.Stop()
-			}
-			if r := n.JoinOnly(token, survivor.Peer()); r.Code != 0 {
-				t.Fatalf("%s joins again: exit %d %s", n.Name, r.Code, r.Err)
-			}
-			if id, err := identity.Dir(n.Dir).Load(); err != nil || id.Incarnation != 2 {
-				t.Errorf("%s: incarnation %d (%v)", n.Name, id.Incarnation, err)
-			}
-			n.Start()
-		}
+		lost[0].Stop()
+		joinTogether(t, survivor, lost)
 		c.WaitHealthy()
 		w.WaitAck()
-		if e := c.GroupState(0).Epoch; e.Inc != 2 {
-			t.Errorf("epoch %s is not of the new incarnation", e)
+		st := c.State()
+		if e := st.Groups[0].Epoch; e.Inc != 2 || st.Cluster.Incarnation != 2 || len(st.Nodes) != len(nodes) {
+			t.Errorf("epoch %s, incarnation %d, %d nodes: not what was recovered", e, st.Cluster.Incarnation, len(st.Nodes))
 		}
 	})
+
+	c.Run("as good as before", func(t *testing.T) {
+		old := c.WaitPrimary(0)
+		old.PowerOff()
+		c.WaitPrimary(0, old)
+		w.WaitAck()
+		old.Start()
+		c.WaitHealthy()
+	})
 	w.Check()
+	timelinesAgree(t, c)
+}
+
+// enoughToElect is several times the longest election timeout.
+const enoughToElect = 4 * time.Second
+
+// joinTogether has nodes of the past join and start at one moment, while the survivor does not answer: with their old logs, which
+// name them as voters, they would be the majority of then and elect one of themselves.
+func joinTogether(t *testing.T, survivor *testkit.Node, lost []*testkit.Node) {
+	t.Helper()
+	token := survivor.NewToken("--uses", strconv.Itoa(len(lost)))
+	results := make([]testkit.Result, len(lost))
+	var wg sync.WaitGroup
+	for i, n := range lost {
+		wg.Go(func() { results[i] = n.JoinOnly(token, survivor.Peer()) })
+	}
+	wg.Wait()
+	for i, n := range lost {
+		if r := results[i]; r.Code != 0 {
+			t.Fatalf("%s joins again: exit %d %s", n.Name, r.Code, r.Err)
+		}
+		if id, err := identity.Dir(n.Dir).Load(); err != nil || id.Incarnation != 2 {
+			t.Errorf("%s: incarnation %d (%v)", n.Name, id.Incarnation, err)
+		}
+		if aside, err := filepath.Glob(filepath.Join(n.Dir, "raft.incarnation-1-*")); err != nil || len(aside) != 1 {
+			t.Errorf("%s: the old log is not set aside: %v (%v)", n.Name, aside, err)
+		}
+	}
+	survivor.Freeze(testkit.Agent)
+	for _, n := range lost {
+		n.Start()
+	}
+	<-time.After(enoughToElect)
+	survivor.Thaw(testkit.Agent)
 }
 
 // snapshotOf lists a node's own files with sizes and times, PostgreSQL's aside.
