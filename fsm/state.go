@@ -40,9 +40,11 @@ type Settings struct {
 	DefaultMode      Mode          `json:"default_mode"`       // replication mode of new groups
 	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
 
-	CitusSecondaries  bool  `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
-	CitusSecondaryLag int64 `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
-	CitusPoolPort     int   `json:"citus_pool_port,omitempty"`     // the port of a connection pool beside every PostgreSQL, for Citus' own links; 0: none
+	CitusSecondaries  bool          `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
+	CitusSecondaryLag int64         `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
+	CitusPause        string        `json:"citus_pause,omitempty"`         // full, group or off: what waits during a switchover
+	PauseLockTimeout  time.Duration `json:"pause_lock_timeout,omitempty"`  // how long a switchover tries to get clients to wait
+	CitusPoolPort     int           `json:"citus_pool_port,omitempty"`     // the port of a connection pool beside every PostgreSQL, for Citus' own links; 0: none
 }
 
 // DefaultSettings are those of a new cluster.
@@ -51,7 +53,7 @@ func DefaultSettings() Settings {
 		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
 		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
 		MaximumClockSkew: 30 * time.Second,
-		CitusSecondaries: true, CitusSecondaryLag: 16 << 20,
+		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second,
 	}
 }
 

@@ -61,6 +61,3 @@ func (m metadata) Reconcile(ctx context.Context, term uint64, s *fsm.State) cond
 	out.Rows = rows
 	return out
 }
-
-// pauser makes clients wait; nil without Citus, whose table they wait at.
-func (n *node) pauser() pauser { return nil }

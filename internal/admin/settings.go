@@ -57,6 +57,18 @@ func ClusterSettings() []Setting {
 			func(s *fsm.Settings, v string) (err error) { s.CitusSecondaryLag, err = ParseBytes(v); return err },
 		},
 		{
+			"citus_pause", "what waits during a switchover: full (everything, no errors), group (writes to its shards) or off",
+			func(s fsm.Settings) string { return s.CitusPause },
+			func(s *fsm.Settings, v string) error {
+				if v != "full" && v != "group" && v != "off" {
+					return fmt.Errorf("%q: use full, group or off", v)
+				}
+				s.CitusPause = v
+				return nil
+			},
+		},
+		duration("pause_lock_timeout", "how long a switchover waits for transactions in its way", 500*time.Millisecond, time.Minute, func(s *fsm.Settings) *time.Duration { return &s.PauseLockTimeout }),
+		{
 			"citus_pool_port", "port of a connection pool on every node, for Citus' own links; 0: none",
 			func(s fsm.Settings) string { return strconv.Itoa(s.CitusPoolPort) },
 			func(s *fsm.Settings, v string) error {

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"matriarch/citus"
+	"matriarch/fsm"
+	"matriarch/internal/conductor"
+)
+
+// pauser makes the clients of a formation wait at Citus' table; nil without Citus.
+func (n *node) pauser() pauser {
+	if n.citus == nil {
+		return nil
+	}
+	return gate{n.citus, n.log}
+}
+
+// gate implements pauser.
+type gate struct {
+	pool *citus.Pool
+	log  *slog.Logger
+}
+
+func wants(s *fsm.State) ([]citus.Wanted, error) {
+	var out []citus.Wanted
+	for _, db := range s.Cluster.Settings.Databases {
+		w, err := citus.Want(s, db)
+		if err != nil {
+			return nil, fmt.Errorf("database %s: %w", db, err)
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+// Check implements pauser.
+func (p gate) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Group) error {
+	if !s.Cluster.Settings.Citus {
+		return nil
+	}
+	ws, err := wants(s)
+	if err != nil {
+		return err
+	}
+	refusals, err := p.pool.Check(ctx, term, ws, g.ID)
+	if err != nil {
+		return err
+	}
+	var out []string
+	for _, r := range refusals {
+		out = append(out, r.String())
+	}
+	if len(out) > 0 {
+		return errors.New(strings.Join(out, "; "))
+	}
+	return nil
+}
+
+// Pause implements pauser.
+func (p gate) Pause(ctx context.Context, term uint64, s *fsm.State, g fsm.Group) (conductor.Pause, error) {
+	mode := citus.PauseMode(s.Cluster.Settings.CitusPause)
+	if mode == citus.PauseOff {
+		return nil, nil
+	}
+	ws, err := wants(s)
+	if err != nil {
+		return nil, err
+	}
+	h, err := p.pool.Prepare(ctx, term, ws, g.ID, citus.PauseOptions{Mode: mode, LockTimeout: s.Cluster.Settings.PauseLockTimeout, Force: g.Op.Force})
+	if err != nil {
+		return nil, err
+	}
+	if to, ok := s.Nodes[g.Op.To]; ok {
+		if addr, err := citus.ParseAddr(to.Postgres); err == nil {
+			if err := h.Warm(ctx, addr); err != nil {
+				p.log.Debug("no session with the candidate before the pause", "error", err)
+			}
+		}
+	}
+	if err := h.Hold(ctx); err != nil {
+		h.Cancel()
+		return nil, err
+	}
+	for _, b := range h.Ended() {
+		p.log.Warn("ended a transaction in the way of the pause", "blocker", b.String())
+	}
+	return holding{h, p.log}, nil
+}
+
+// holding is a Pause as the conductor knows it.
+type holding struct {
+	*citus.Pause
+	log *slog.Logger
+}
+
+// Resume implements conductor.Pause.
+func (h holding) Resume(ctx context.Context, s *fsm.State) error {
+	ws, err := wants(s)
+	if err != nil {
+		h.Cancel()
+		return err
+	}
+	t, err := h.Pause.Resume(ctx, ws)
+	h.log.Info("pause over", "lock", t.Lock.String(), "rows", t.Rows.String(), "write", t.Write.String(), "held", t.Held.String())
+	return err
+}
