@@ -127,6 +127,16 @@ func TestDiff(t *testing.T) {
 			UpdateNode{NodeID: 3, Group: 2, From: addr("w2"), To: addr("matriarch-parked-3")},
 			UpdateNode{NodeID: 2, Group: 1, From: addr("w1"), To: addr("w2")},
 		}},
+		{"address taken, and the name to park under as well", func(w *Wanted, a map[fsm.GroupID]Actual) {
+			w.Primaries[1] = Primary{Addr: addr("w2"), Timeline: 1}
+			w.Primaries[2] = Primary{}
+			edit(a, 0, func(x *Actual) { x.Rows[1].Addr = addr("matriarch-parked-3") })
+			delete(a, 1)
+			delete(a, 2)
+		}, []Step{
+			UpdateNode{NodeID: 3, Group: 2, From: addr("w2"), To: addr("matriarch-parked-3x")},
+			UpdateNode{NodeID: 2, Group: 1, From: addr("matriarch-parked-3"), To: addr("w2")},
+		}},
 		{"new formation", func(_ *Wanted, a map[fsm.GroupID]Actual) {
 			for g := range a {
 				edit(a, g, func(x *Actual) { x.Rows, x.LocalGroup = nil, 0 })

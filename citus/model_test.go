@@ -18,7 +18,7 @@ type model struct {
 	w     Wanted
 	nodes map[fsm.GroupID]*Actual
 	next  int
-	lost  map[fsm.GroupID]bool // a person deleted the coordinator's row of the group's primary
+	lost  map[fsm.GroupID]bool // a person deleted a row of the group on the coordinator
 }
 
 func (m *model) row(g fsm.GroupID, id int) *Row {
@@ -166,7 +166,7 @@ func (m *model) spoil() {
 		n.Pool[n.Rows[i].NodeID] = "host=x"
 		delete(n.Pool, n.Rows[j].NodeID)
 	case kind == 7 && g == 0:
-		m.lost[n.Rows[i].Group] = m.lost[n.Rows[i].Group] || n.Rows[i].primary()
+		m.lost[n.Rows[i].Group] = true
 		n.Rows = slices.Delete(n.Rows, i, i+1)
 	case kind == 0:
 		n.Rows[i].Addr = addr(fmt.Sprintf("hand%d", n.Rows[i].NodeID))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // move gives one row another address.
@@ -36,8 +37,8 @@ func moves(rows []Row, target map[int]Addr) []move {
 			continue
 		}
 		// Only circles are left: one row steps aside.
-		aside := slices.IndexFunc(pending, func(id int) bool { return m.at[id] != m.temporary(id) })
-		m.step(pending[aside], m.temporary(pending[aside]))
+		aside := slices.IndexFunc(pending, func(id int) bool { return !strings.HasPrefix(m.at[id].Host, moving) })
+		m.step(pending[aside], m.nowhere(moving, pending[aside]))
 	}
 	return m.out
 }
@@ -54,7 +55,7 @@ func (m *mover) makeRoom() {
 			m.target[o] = left
 			continue
 		}
-		m.step(o, Addr{Host: fmt.Sprintf("matriarch-parked-%d", o), Port: m.at[o].Port})
+		m.step(o, m.nowhere(parked, o))
 	}
 }
 
@@ -86,8 +87,19 @@ func (m *mover) occupant(a Addr) (int, bool) {
 	return 0, false
 }
 
-func (m *mover) temporary(id int) Addr {
-	return Addr{Host: fmt.Sprintf("matriarch-moving-%d", id), Port: m.rows[id].Addr.Port}
+// Names that lead nowhere.
+const (
+	moving = "matriarch-moving-" // on its way
+	parked = "matriarch-parked-" // until somebody wants it
+)
+
+// nowhere is an address that no row has.
+func (m *mover) nowhere(kind string, id int) Addr {
+	a := Addr{Host: fmt.Sprint(kind, id), Port: m.rows[id].Addr.Port}
+	for _, taken := m.occupant(a); taken; _, taken = m.occupant(a) {
+		a.Host += "x"
+	}
+	return a
 }
 
 func (m *mover) step(id int, to Addr) {

@@ -64,7 +64,7 @@ func (p *Pool) Plan(ctx context.Context, want Wanted, o RebalanceOptions) ([]Mov
 		const sql = `SELECT table_name::text, shardid, coalesce(shard_size, 0), 0::bigint, sourcename, sourceport, targetname, targetport,
 			'planned', '' FROM get_rebalance_table_shards_plan(rebalance_strategy := nullif($1, '')::name, drain_only := $2)`
 		var err error
-		out, err = moving(ctx, s, sql, o.Strategy, o.drain)
+		out, err = movesOf(ctx, s, sql, o.Strategy, o.drain)
 		return err
 	})
 	if err != nil {
@@ -86,7 +86,7 @@ func (p *Pool) Progress(ctx context.Context, want Wanted) (Progress, error) {
 		if out.Job, err = newestJob(ctx, s); err != nil {
 			return err
 		}
-		out.Moves, err = moving(ctx, s, nowMoving)
+		out.Moves, err = movesOf(ctx, s, nowMoving)
 		return err
 	})
 	if err != nil {
@@ -123,7 +123,7 @@ const nowMoving = `SELECT table_name::text, shardid, coalesce(source_shard_size,
 	targetname, targetport, CASE progress WHEN 0 THEN 'waiting' WHEN 1 THEN 'moving' ELSE 'done' END, coalesce(status, '')
 	FROM get_rebalance_progress()`
 
-func moving(ctx context.Context, q Querier, sql string, args ...any) ([]Move, error) {
+func movesOf(ctx context.Context, q Querier, sql string, args ...any) ([]Move, error) {
 	rows, err := q.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
