@@ -158,7 +158,7 @@ func (p *program) operate(c *cli.Context, cl cluster, g fsm.Group, op fsm.Operat
 	if !op.Due.IsZero() {
 		return done(c, "%s of group %d planned for %s; 'matriarch list' shows it, 'matriarch %s --group %d --cancel' drops it", op.Kind, g.ID, op.Due.Format(time.RFC3339), op.Kind, g.ID)
 	}
-	var show io.Writer = io.Discard
+	show := io.Discard
 	if c.String("output") == "table" {
 		show = p.out
 	}
