@@ -211,9 +211,11 @@ func (p *Postgres) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
 			if err := p.m.ResumeReplay(ctx); err != nil {
 				return 0, 0, err
 			}
+		case o.Receiver == nil && o.Settled && o.ReplayLSN == o.ReceiveLSN && o.ReplayLSN%segmentSize != 0:
+			return o.Timeline, o.ReplayLSN, nil
 		case o.Receiver != nil || !o.Settled || o.ReplayLSN != at:
 			at, since = o.ReplayLSN, time.Now()
-		case o.ReplayLSN == o.ReceiveLSN && o.ReplayLSN%segmentSize != 0, time.Since(since) >= settleFor:
+		case time.Since(since) >= settleFor:
 			return o.Timeline, o.ReplayLSN, nil
 		}
 		select {
