@@ -118,6 +118,7 @@ func groupFacts(v GroupView) GroupFacts {
 	if op := v.Group.Op; op != nil && op.Trust && slices.Contains(got, op.To) {
 		f.Suffices, f.Lacking = true, ""
 	}
+	f.Lacking = f.named(f.Lacking)
 	f.Ranked = Candidates(v.State, v.Group, v.Recruits)
 	for _, n := range f.Members {
 		if ago, heard := v.Heard[n.ID]; heard && ago < AliveWithin && !slices.Contains(got, n.ID) && v.Refusals[n.ID] == "" {
@@ -125,6 +126,15 @@ func groupFacts(v GroupView) GroupFacts {
 		}
 	}
 	return f
+}
+
+// named puts names where a sentence has ids.
+func (f GroupFacts) named(text string) string {
+	var pairs []string
+	for _, n := range f.Members {
+		pairs = append(pairs, string(n.ID)+" ", n.Name+" ", string(n.ID)+",", n.Name+",")
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
 }
 
 func (f GroupFacts) memberIDs() (ids []fsm.NodeID) {

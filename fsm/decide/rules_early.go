@@ -20,6 +20,8 @@ const (
 	ProbeAfter = 600 * time.Millisecond
 	// EarlyAfter is how long they must be missing before its lease is revoked on evidence.
 	EarlyAfter = time.Second
+	// EarlyAgain is how long after an unasked change a group waits for the end of the lease.
+	EarlyAgain = 10 * time.Second
 	// ProbeFresh is how long an answer counts.
 	ProbeFresh = time.Second
 )
@@ -106,14 +108,14 @@ func (f GroupFacts) mayEarly() string {
 		return "it replicates asynchronously"
 	case g.Sync.Unknown:
 		return "the synchronous set is unknown"
-	case f.Changed > 0 && f.Changed < ChangeBudget:
+	case f.Changed > 0 && f.Changed < EarlyAgain:
 		return fmt.Sprintf("its primary changed %s ago", round(f.Changed))
 	}
 	alive := slices.DeleteFunc(f.witnesses(), func(id fsm.NodeID) bool { return f.State.Nodes[id].Tags.NoFailover && len(f.witnesses()) == 1 })
 	pairs, _ := pairsInForce(g)
 	for _, p := range pairs {
 		if !meets(p, alive) {
-			return "not enough of its standbys live: " + lacking(p, alive)
+			return "not enough of its standbys live: " + f.named(lacking(p, alive))
 		}
 	}
 	if len(pairs) == 0 {
