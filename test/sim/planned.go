@@ -36,13 +36,23 @@ func (pl planner) Check(ctx context.Context, _ uint64, s *fsm.State, g fsm.Group
 	if g.Op.Kind == fsm.Restart {
 		return g.Op.To, nil
 	}
-	lead, heard := pl.p.lead.Load(), map[fsm.NodeID]time.Duration{}
-	for _, n := range s.Members(g.ID) {
-		if ago, ok := lead.Heard(n.ID); ok {
-			heard[n.ID] = ago
+	lead := pl.p.lead.Load()
+	for {
+		heard := map[fsm.NodeID]time.Duration{}
+		young := false // this leader may not have heard everybody who lives
+		for _, n := range s.Members(g.ID) {
+			ago, ok := lead.Heard(n.ID)
+			if ok {
+				heard[n.ID] = ago
+			}
+			young = young || !ok && ago < decide.AliveWithin
 		}
+		to, err := decide.Fit(s, g, g.Op.To, heard)
+		if err == nil || !young || pause(ctx, 50*time.Millisecond) != nil {
+			return to, err
+		}
+		pl.p.gate.pass()
 	}
-	return decide.Fit(s, g, g.Op.To, heard)
 }
 
 // Pause stands in front of the group's clients, and waits for what is under way.
