@@ -83,16 +83,18 @@ func (n *nemesis) target() *machine {
 
 func (n *nemesis) one() {
 	w, m := n.w, n.target()
-	if w.chance(0.2) {
+	if w.chance(0.25) {
 		n.plan(m.group)
 	}
-	if w.chance(0.3) {
+	if w.chance(0.4) {
 		recipe := n.twice
 		switch {
 		case w.liars && w.chance(0.5):
 			recipe = n.lateThaw
-		case w.chance(0.4):
+		case w.chance(0.3):
 			recipe = n.shrink
+		case w.chance(0.5):
+			recipe = n.handover
 		}
 		n.pending.Go(func() { recipe(m.group) })
 		return

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -241,9 +242,7 @@ func (p *process) changed(prev, next *fsm.State) {
 		}
 		w.states[next.Index] = string(b)
 	}
-	if w.watch != nil {
-		w.watch(next)
-	}
+	w.watching = slices.DeleteFunc(w.watching, func(seen func(*fsm.State) bool) bool { return seen(next) })
 	w.mu.Unlock()
 	if p.agent != nil {
 		p.agent.Changed()

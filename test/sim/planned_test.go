@@ -215,14 +215,9 @@ var strikes = []struct {
 	{"leader's machine", func(s *scene) { s.powerCut(s.w.leader(), s.awhile()) }},
 	{"network of old primary", func(s *scene) { s.cutOff(s.old) }},
 	{"network of candidate", func(s *scene) { s.cutOff(s.to) }},
-}
-
-func (s *scene) awhile() time.Duration { return s.w.draw(500*time.Millisecond, 9*time.Second) }
-
-func (s *scene) cutOff(m *machine) {
-	s.w.note("FAULT %s: cut off", m.name)
-	s.isolate(m, true)
-	s.later(s.awhile(), func() { s.isolate(m, false) })
+	{"stream to candidate lags", func(s *scene) { s.laggard(s.old, s.to) }},
+	{"candidate stands still", func(s *scene) { s.freezeMachine(s.to) }},
+	{"old primary stands still", func(s *scene) { s.freezeMachine(s.old) }},
 }
 
 // TestSwitchoverPhases strikes when any node's state first shows a phase, or a moment later.
@@ -251,16 +246,7 @@ func TestSwitchoverPhases(t *testing.T) {
 }
 
 func (s *scene) struck(op fsm.Operation, phase string, wait time.Duration, strike func(s *scene)) string {
-	w, hit := s.w, make(chan struct{})
-	w.mu.Lock()
-	w.watch = func(next *fsm.State) {
-		if o := next.Groups[0].Op; o.Pausing() && o.Phase == phase {
-			w.watch = nil
-			w.noteLocked("phase %s", phase)
-			close(hit)
-		}
-	}
-	w.mu.Unlock()
+	w, hit := s.w, s.onPhase(0, phase)
 	s.pending.Go(func() {
 		select {
 		case <-hit:

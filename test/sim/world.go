@@ -26,8 +26,8 @@ type World struct {
 	mu         sync.Mutex
 	liars      bool // clocks may stand still: then nothing keeps two servers from writing, but nothing acknowledged may be lost
 	rng        *rand.Rand
-	refusals   float64               // how often planned work is refused
-	watch      func(next *fsm.State) // called for every new state of any node
+	refusals   float64                      // how often planned work is refused
+	watching   []func(next *fsm.State) bool // called for every new state of any node, until they answer true
 	machines   []*machine
 	groups     map[fsm.GroupID]*groupTruth
 	lines      []string
