@@ -192,6 +192,7 @@ func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch) error {
 
 // take replaces the data directory. Only ancestors of the new timeline keep their record.
 func (h hands) take(d *dataDir, e fsm.Epoch) {
+	h.s.copies++
 	old := h.s.lineage
 	h.s.lineage = map[fsm.Timeline]fsm.Epoch{}
 	for _, f := range d.history {

@@ -55,6 +55,7 @@ func act(t *testing.T, seed uint64, sizes []int, play func(s *scene) string) {
 				return why
 			}
 			s.pending.Wait()
+			_ = pause(ctx, 2*time.Second) // what stood still may still lose its lease
 			if why := w.converge(len(sizes), 60*time.Second); why != "" {
 				return "does not converge: " + why
 			}
@@ -159,7 +160,7 @@ func TestSwitchoverWithoutFaults(t *testing.T) {
 }
 
 func calm(s *scene, kind string, named bool) string {
-	before := fails(s.clients)
+	before, copies := fails(s.clients), s.w.copies()
 	if err := s.submit(s.any(), 0, s.operation(kind, named)); err != nil {
 		return "refused: " + err.Error()
 	}
@@ -171,8 +172,11 @@ func calm(s *scene, kind string, named bool) string {
 		return "given up: " + op.Outcome
 	case kind == fsm.Switchover && (op.From != s.old.id || named && op.To != s.to.id || op.To == s.old.id):
 		return fmt.Sprintf("from %s to %s", op.From, op.To)
-	case op.PausedMS == 0 || op.PausedMS > 3000:
+	case op.PausedMS == 0 || op.PausedMS > 1500:
 		return fmt.Sprintf("paused %d ms", op.PausedMS)
+	}
+	if p := s.w.newest().Sync.Target(); p.K == 0 || kind == fsm.Switchover && !p.Has(s.old.id) {
+		return fmt.Sprintf("opened with %d of %v, not with the primary before", p.K, p.S)
 	}
 	if why := s.w.converge(1, 10*time.Second); why != "" { // the old primary streams, and is in the synchronous set
 		return why
@@ -183,10 +187,22 @@ func calm(s *scene, kind string, named bool) string {
 	if why := s.w.writable(s.clients); why != "" {
 		return why
 	}
+	if now := s.w.copies(); now > copies {
+		return "a data directory was rewound or cloned"
+	}
 	if now := fails(s.clients); len(now) > len(before) {
 		return fmt.Sprintf("clients saw errors: %v", now[len(before):])
 	}
 	return ""
+}
+
+func (w *World) copies() (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.machines {
+		n += m.server.copies
+	}
+	return n
 }
 
 func fails(clients []*client) (all []string) {

@@ -25,6 +25,7 @@ type server struct {
 	unfinished  string
 	credentials map[fsm.Epoch]bool
 	aside       int
+	copies      int // how often the data directory was taken from another server
 }
 
 // proc is one run of the server.
