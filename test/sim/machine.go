@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,6 +128,8 @@ type process struct {
 	agent  *agent.Agent
 	cond   *conductor.Conductor
 	leads  atomic.Bool
+	lead   atomic.Pointer[leadership]
+	ctx    context.Context
 	client *transport.Client
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -149,11 +152,12 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 	for _, o := range w.machines {
 		seeds[o.id] = o.host + ":7400"
 	}
-	p.cond = conductor.New(conductor.Config{Recruiter: recruiter{p}, Log: log})
+	p.cond = conductor.New(conductor.Config{Recruiter: recruiter{p}, Planner: planner{p}, Log: log})
 	p.node, err = consensus.Open(consensus.Config{
 		ID: m.id, Name: m.name, Advertise: m.host + ":7400", Dir: filepath.Join(w.dir, m.name), Seeds: seeds, Mux: mux, Dialer: dialer, RPC: rpc,
 		Client: p.client, Clock: func() lease.Stamp { p.gate.pass(); return m.clock() }, Log: log, OnChange: p.changed,
 		Lead: func(ctx context.Context, l consensus.Leadership) {
+			p.lead.Store(&leadership{l})
 			p.leads.Store(true)
 			defer p.leads.Store(false)
 			p.cond.Run(ctx, leadership{l})
@@ -186,7 +190,7 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 
 func (p *process) run(mux *transport.Mux, rpc *transport.RPCServer) {
 	ctx, cancel := context.WithCancel(p.m.w.ctx)
-	p.cancel = cancel
+	p.ctx, p.cancel = ctx, cancel
 	w := p.m.w
 	w.mu.Lock()
 	p.m.agent = p
@@ -238,6 +242,7 @@ func (p *process) changed(prev, next *fsm.State) {
 		}
 		w.states[next.Index] = string(b)
 	}
+	w.watching = slices.DeleteFunc(w.watching, func(seen func(*fsm.State) bool) bool { return seen(next) })
 	w.mu.Unlock()
 	if p.agent != nil {
 		p.agent.Changed()

@@ -99,6 +99,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 		}
 	}()
 	w.liars = w.seed%5 == 4
+	w.refusals = 0.05
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}
@@ -203,6 +204,9 @@ func (w *World) unwell(groups int) string {
 		st := newest.Groups[id]
 		if !st.Opened() || st.Sync.Joint() {
 			return fmt.Sprintf("group %d is not open: %+v", g, st.Lease)
+		}
+		if st.Op != nil || st.Planned != nil {
+			return fmt.Sprintf("group %d has planned work left: %+v %+v", g, st.Op, st.Planned)
 		}
 		for _, m := range w.machines {
 			p := m.server.proc
