@@ -184,6 +184,9 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 		p.gate.pass()
 		return p.agent.Recruit(ctx, req.Epoch)
 	})
+	transport.Register(rpc, "probe", func(ctx context.Context, _ transport.Peer, req probeRequest) (decide.Probe, error) {
+		return p.probe(ctx, req)
+	})
 	p.run(mux, rpc)
 	return nil
 }
@@ -296,6 +299,43 @@ func (r recruiter) Recruit(ctx context.Context, to fsm.Node, e fsm.Epoch) (rec d
 	}
 	err = r.p.client.Call(ctx, to.Peer, string(to.ID), "recruit", recruitRequest{e}, &rec)
 	return rec, err
+}
+
+type probeRequest struct {
+	Primary fsm.NodeID `json:"primary"`
+}
+
+func (r recruiter) Probe(ctx context.Context, to, primary fsm.Node) (pr decide.Probe, err error) {
+	r.p.gate.pass()
+	defer r.p.gate.pass()
+	if to.ID == r.p.m.id {
+		return r.p.probe(ctx, probeRequest{primary.ID})
+	}
+	err = r.p.client.Call(ctx, to.Peer, string(to.ID), "probe", probeRequest{primary.ID}, &pr)
+	return pr, err
+}
+
+// probe opens the primary's port and waits for any answer: a server that is frozen gives none.
+func (p *process) probe(ctx context.Context, req probeRequest) (decide.Probe, error) {
+	p.gate.pass()
+	w := p.m.w
+	w.mu.Lock()
+	o := w.byID(req.Primary)
+	w.mu.Unlock()
+	pctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	c, err := w.net.Host(p.m.pgHost).Dial(pctx, o.pgHost+":5432")
+	if err == nil {
+		defer func() { _ = c.Close() }()
+		if err = w.send(c, hello{kind: "probe"}); err == nil {
+			_, err = w.receive(c, 500*time.Millisecond)
+		}
+	}
+	p.gate.pass()
+	if err != nil {
+		return decide.Probe{Dead: true, Text: "its port: " + err.Error()}, nil
+	}
+	return decide.Probe{Text: "its port answers"}, nil
 }
 
 // lines is a slog handler that writes to the trace.

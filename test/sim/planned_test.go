@@ -38,6 +38,7 @@ func act(t *testing.T, seed uint64, sizes []int, play func(s *scene) string) {
 					why = w.violated()
 				}
 			}()
+			w.early = seed%2 == 0
 			if err := w.form(ctx, sizes); err != nil {
 				return err.Error()
 			}

@@ -98,7 +98,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 			why = w.violated()
 		}
 	}()
-	w.liars = w.seed%5 == 4
+	w.liars, w.early = w.seed%5 == 4, w.seed%2 == 0
 	w.refusals = 0.05
 	groups := []int{3}
 	if w.seed%8 == 7 {
@@ -171,6 +171,17 @@ func (w *World) form(ctx context.Context, groups []int) error {
 		}
 		if err := m.startAgent(nil); err != nil {
 			return err
+		}
+	}
+	for g := range groups {
+		if w.early {
+			break
+		}
+		sctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		res, err := first.agent.node.Submit(sctx, fsm.GroupSet{Group: fsm.GroupID(g), Early: new(false)})
+		cancel()
+		if err != nil || !res.OK {
+			return fmt.Errorf("switch early failover off: %s %w", res.Reason, err)
 		}
 	}
 	return nil
