@@ -182,6 +182,9 @@ func (n *node) services() {
 		return recruitAnswer{rec}, err
 	})
 	transport.Register(n.rpc, callWriteOut, func(ctx context.Context, _ transport.Peer, _ struct{}) (position, error) { return n.writeOut(ctx) })
+	transport.Register(n.rpc, callWaitOpen, func(ctx context.Context, _ transport.Peer, r recruitRequest) (struct{}, error) {
+		return struct{}{}, n.agent.WaitOpen(ctx, r.Epoch)
+	})
 	transport.Register(n.rpc, callProbe, func(ctx context.Context, _ transport.Peer, r probeRequest) (decide.Probe, error) {
 		return n.probe(ctx, r)
 	})

@@ -106,6 +106,13 @@ func wantedSlots(r agent.Roster) map[fsm.NodeID]bool {
 	return want
 }
 
+func (h hands) Applied() decide.Conf {
+	h.g.pass()
+	h.s.w.mu.Lock()
+	defer h.leave()
+	return h.s.conf
+}
+
 func (h hands) Local() (decide.Local, error) {
 	h.g.pass()
 	h.s.w.mu.Lock()
