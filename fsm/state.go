@@ -98,6 +98,7 @@ type Report struct {
 	Fence     string    `json:"fence,omitempty"` // "weak" while a server runs that the sentinel did not start
 	Pending   bool      `json:"pending_restart,omitempty"`
 	SetAside  int       `json:"set_aside,omitempty"` // data directories kept aside
+	Open      bool      `json:"open,omitempty"`      // pg_hba.conf in force lets clients in
 }
 
 // SameButLSN reports whether only positions and the time differ.

@@ -174,6 +174,7 @@ func renderDemo(w io.Writer, nodes []demo.NodeStatus) {
 		})
 	}
 	grid(w, "", []string{"Group", "Node", "PostgreSQL", "API", "Agent", "Sentinel", "Postmaster", "Role", "State", "Directory"}, rows, 0, "Group", "Agent", "Sentinel", "Postmaster")
+	fmt.Fprintln(w, "On the address of every node: port 6433 leads clients to the coordinator's primary, 6434 to any worker's, 6435 to the coordinator's standbys.")
 }
 
 func pidText(pid int) string {

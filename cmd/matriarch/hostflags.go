@@ -28,6 +28,9 @@ func hostFlags() []cli.Flag {
 		&cli.StringFlag{Name: "advertise", Usage: "`HOST:PORT` under which the other nodes reach it", DefaultText: "listen, or this host's first address"},
 		&cli.StringFlag{Name: "api", Usage: "`HOST:PORT` of the HTTP API", Value: config.Default().API.Listen},
 		&cli.StringFlag{Name: "pg-listen", Usage: "`HOST:PORT` of PostgreSQL", Value: config.Default().PostgreSQL.Listen},
+		&cli.StringFlag{Name: "proxy-coordinator", Usage: "`HOST:PORT` through which clients reach the coordinator's primary", DefaultText: "off"},
+		&cli.StringFlag{Name: "proxy-worker", Usage: "`HOST:PORT` through which clients reach any worker's primary", DefaultText: "off"},
+		&cli.StringFlag{Name: "proxy-standby", Usage: "`HOST:PORT` through which clients reach the coordinator's standbys", DefaultText: "off"},
 		&cli.StringFlag{Name: "pg-bin", Usage: "`DIR` of PostgreSQL's programs", DefaultText: "the distribution's"},
 		&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for everything of Matriarch's on this host", Value: config.Default().StateDir},
 		&cli.StringFlag{Name: "data-dir", Usage: "PostgreSQL's data `DIR`", DefaultText: "pgdata in the state directory"},
@@ -42,6 +45,7 @@ func hostConfig(c *cli.Context) (config.Config, error) {
 	cfg := config.Default()
 	cfg.Listen, cfg.Advertise, cfg.API.Listen, cfg.PostgreSQL.Listen = c.String("listen"), c.String("advertise"), c.String("api"), c.String("pg-listen")
 	cfg.StateDir, cfg.PostgreSQL.BinDir, cfg.PostgreSQL.DataDir, cfg.PostgreSQL.User = c.String("state-dir"), c.String("pg-bin"), c.String("data-dir"), c.String("pg-user")
+	cfg.Proxy.Coordinator.Listen, cfg.Proxy.Worker.Listen, cfg.Proxy.Standby.Listen = c.String("proxy-coordinator"), c.String("proxy-worker"), c.String("proxy-standby")
 	cfg.Node.Group, cfg.Node.Zone = c.Int("group"), c.String("zone")
 	cfg.Citus.Enabled = !c.Bool("no-citus")
 	if cfg.Node.Name = c.String("name"); cfg.Node.Name == "" {
@@ -135,6 +139,9 @@ func checkHost(cfg config.Config, adopt bool) (pgmanager.Tools, error) {
 		errs = append(errs, err)
 	}
 	ports := [][2]string{{"--listen", done.Listen}, {"--api", done.API.Listen}}
+	for kind, addr := range done.Proxy.Listeners() {
+		ports = append(ports, [2]string{"--proxy-" + kind, addr})
+	}
 	if !adopt {
 		ports = append(ports, [2]string{"--pg-listen", done.PostgreSQL.Listen})
 	}

@@ -17,6 +17,9 @@ func (n *node) stateChanged(prev, next *fsm.State) {
 	if n.conductor != nil {
 		n.conductor.Changed()
 	}
+	if n.roles != nil {
+		n.roles.moved()
+	}
 	if len(prev.Nodes) != len(next.Nodes) || !slices.Equal(peersOf(prev), peersOf(next)) {
 		select {
 		case n.changed <- struct{}{}:

@@ -23,7 +23,7 @@ func (s source) Status(context.Context) admin.Status {
 			Leader: raft.Leader, Leads: raft.Leading, State: raftState(raft.Leading, raft.Leader), Term: raft.Term, Applied: raft.Applied,
 			Commit: raft.Commit, Suffrage: raft.Suffrage, LastContact: raft.LastContact, SlowestTick: raft.SlowestTick,
 		},
-		Plans: n.conductor.Plans(),
+		Plans: n.conductor.Plans(), Proxy: n.proxyStats(),
 	}
 	if raft.Leading {
 		st.Metadata = n.conductor.MetadataReport()

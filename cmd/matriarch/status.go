@@ -12,6 +12,7 @@ import (
 
 	"matriarch/fsm"
 	"matriarch/internal/admin"
+	"matriarch/internal/proxy"
 )
 
 func (p *program) statusVerb() *cli.Command {
@@ -43,11 +44,12 @@ func (p *program) statusVerb() *cli.Command {
 
 // nodeView is one node: as the leader sees it, and as it sees itself when it answers.
 type nodeView struct {
-	Member  admin.Member `json:"member"`
-	Version string       `json:"version,omitempty"`
-	Self    *admin.Self  `json:"self,omitempty"`
-	Raft    *admin.Raft  `json:"raft,omitempty"`
-	Error   string       `json:"error,omitempty"` // why it did not answer
+	Member  admin.Member          `json:"member"`
+	Version string                `json:"version,omitempty"`
+	Self    *admin.Self           `json:"self,omitempty"`
+	Raft    *admin.Raft           `json:"raft,omitempty"`
+	Proxy   []proxy.ListenerStats `json:"proxy,omitempty"` // its listeners for clients
+	Error   string                `json:"error,omitempty"` // why it did not answer
 }
 
 func (p *program) statusOf(c *cli.Context, cl cluster, st admin.Status, name string) error {
@@ -60,7 +62,7 @@ func (p *program) statusOf(c *cli.Context, cl cluster, st admin.Status, name str
 	if own, err := cl.StatusOf(c.Context, n); err != nil {
 		v.Error = err.Error()
 	} else {
-		v.Version, v.Self, v.Raft = own.Version, own.Self, &own.Raft
+		v.Version, v.Self, v.Raft, v.Proxy = own.Version, own.Self, &own.Raft, own.Proxy
 	}
 	if err := emit(c, v, func(w io.Writer) { renderNode(w, v, st.State) }); err != nil {
 		return err
@@ -137,6 +139,7 @@ func renderNode(w io.Writer, v nodeView, s *fsm.State) {
 		}
 		fmt.Fprintf(w, "  standby %s: %s\n", s.Name(x.Node), state)
 	}
+	renderProxy(w, v.Proxy)
 }
 
 func leaseText(self *admin.Self) string {

@@ -28,6 +28,7 @@ import (
 	"matriarch/internal/identity"
 	"matriarch/internal/instance"
 	"matriarch/internal/obs"
+	"matriarch/internal/proxy"
 	"matriarch/pgmanager"
 	"matriarch/pgmanager/fence"
 	"matriarch/transport"
@@ -54,6 +55,8 @@ type node struct {
 	apiPort   net.Listener
 	metrics   *obs.Metrics
 	events    *obs.Events
+	proxy     *proxy.Proxy // nil without one
+	roles     *roles       // nil without a proxy
 
 	changed chan struct{}                        // the nodes of the state moved: peers.json is written anew
 	leading atomic.Pointer[consensus.Leadership] // while this node leads
@@ -83,6 +86,9 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 		return n, err
 	}
 	if err := errors.Join(n.openAPI(), n.network()); err != nil {
+		return n, err
+	}
+	if err := n.openProxy(); err != nil {
 		return n, err
 	}
 	if err := n.controlPlane(); err != nil {
@@ -201,6 +207,10 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.keepPeers(ctx) })
 	g.Go(func() error { return n.learnRemoval(ctx) })
 	g.Go(func() error { return n.settle(ctx) })
+	if n.proxy != nil {
+		g.Go(func() error { return n.roles.run(ctx) })
+		g.Go(func() error { return n.proxy.Run(ctx) })
+	}
 	raftCtx, endRaft := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
 		defer n.endServing()

@@ -7,6 +7,7 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/agent"
 	"matriarch/internal/conductor"
+	"matriarch/internal/proxy"
 )
 
 // Status is what one node knows: the replicated state as far as it has it, the control plane, and itself.
@@ -21,6 +22,7 @@ type Status struct {
 	Heard    map[fsm.NodeID]time.Duration       `json:"heard_ns,omitempty"` // on the leader: since each node's last keepalive
 	Plans    map[fsm.GroupID]conductor.Decision `json:"plans,omitempty"`    // on the leader
 	Metadata *conductor.MetadataReport          `json:"metadata,omitempty"` // on the leader
+	Proxy    []proxy.ListenerStats              `json:"proxy,omitempty"`    // the node's listeners for clients
 }
 
 // Raft is the control plane as the node sees it.

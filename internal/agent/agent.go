@@ -38,6 +38,7 @@ type Agent struct {
 	poke     chan struct{} // the state moved: a lease may wait for its first keepalive
 	moved    chan struct{} // the state moved: for the job that waits for it
 	news     chan struct{} // the report changed: the next keepalive is wanted soon
+	opened   chan struct{} // PostgreSQL lets clients in, some of which wait for this: the next keepalive is wanted now
 
 	recruits chan recruitCall
 	restarts chan chan error
@@ -82,7 +83,7 @@ const pastDecisions = 50
 // New makes an agent; Run starts it.
 func New(cfg Config) *Agent {
 	return &Agent{
-		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), opened: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		recruits: make(chan recruitCall), restarts: make(chan chan error), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
 	}
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -347,6 +348,27 @@ func TestRestartOfAStandby(t *testing.T) {
 		time.Sleep(time.Second)
 		if err := b.agent.Restart(context.Background()); err == nil || b.count("stop") != 0 {
 			b.t.Errorf("%v, calls %v", err, b.calls)
+		}
+	})
+}
+
+// Clients may wait for the word that PostgreSQL lets them in: it is not held back until the next keepalive is due.
+func TestOpenIsReportedAtOnce(t *testing.T) {
+	inBed(t, "a", func(b *bed) {
+		primaryBed(b)
+		b.obs.Conf.Phase = decide.Members
+		b.hooks["configure"] = func(context.Context) error { time.Sleep(900 * time.Millisecond); return nil }
+	}, func(b *bed) {
+		time.Sleep(3 * time.Second)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		i := slices.IndexFunc(b.beats, func(x Beat) bool { return x.Report.Open })
+		if i < 1 {
+			b.t.Fatalf("beat %d of %d is the first that says open", i, len(b.beats))
+		}
+		opened := b.at["configure"][0] + 900*time.Millisecond
+		if late := b.at["keepalive"][i] - opened; late > 10*time.Millisecond {
+			b.t.Errorf("said %s late", late)
 		}
 	})
 }

@@ -30,6 +30,8 @@ func (a *Agent) keepalives(ctx context.Context) {
 			if !a.unanswered() {
 				continue
 			}
+		case <-a.opened:
+			t.Stop()
 		case <-a.news:
 			t.Stop()
 			if soon := time.Now().Add(a.interval() / 2); soon.Before(next) {

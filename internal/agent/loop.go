@@ -161,7 +161,11 @@ func (a *Agent) remember(v decide.View, p decide.Plan) {
 		}
 	}
 	a.view.Store(snap)
-	if old == nil || !old.Report.SameButLSN(snap.Report) {
+	switch {
+	case old != nil && old.Report.SameButLSN(snap.Report):
+	case old != nil && snap.Report.Open && !old.Report.Open:
+		nudge(a.opened)
+	default:
 		nudge(a.news)
 	}
 }
@@ -171,7 +175,7 @@ func (a *Agent) report(v decide.View, p decide.Plan) fsm.Report {
 	g := v.State.Groups[v.State.Nodes[v.Self].Group]
 	r := fsm.Report{
 		Timeline: v.PG.Timeline, Receive: a.obs.Receive, Replay: v.PG.LSN, PGVersion: a.obs.Version, Rule: p.Rule,
-		Pending: a.obs.Pending, SetAside: a.obs.SetAside,
+		Pending: a.obs.Pending, SetAside: a.obs.SetAside, Open: v.PG.Reachable && v.Conf.Phase == decide.Open,
 	}
 	if v.Sentinel.Adopted {
 		r.Fence = "weak"

@@ -3,6 +3,7 @@ package config
 import (
 	"net"
 	"path/filepath"
+	"time"
 )
 
 // Config is a node's configuration. The tags are its description: `help` is the meaning of a key, `derived` says what an empty value
@@ -16,6 +17,7 @@ type Config struct {
 	RaftDir    string     `yaml:"raft_dir,omitempty" derived:"<state_dir>/raft" help:"Directory of the replicated log. Best not on the disk of data_dir: a lease is only as steady as this fsync."`
 	PostgreSQL PostgreSQL `yaml:"postgresql"`
 	Citus      Citus      `yaml:"citus"`
+	Proxy      Proxy      `yaml:"proxy"`
 	Log        Log        `yaml:"log"`
 	Sentinel   Sentinel   `yaml:"sentinel,omitempty"`
 	Peers      []string   `yaml:"peers,omitempty" help:"Addresses of known nodes, written by join. For information and first contact only; the replicated state is what counts."`
@@ -34,7 +36,7 @@ type Node struct {
 type Tags struct {
 	NoFailover       bool              `yaml:"nofailover" help:"Never make this node a primary."`
 	NoSync           bool              `yaml:"nosync" help:"Never count this node among those that acknowledge commits."`
-	NoLoadBalance    bool              `yaml:"noloadbalance" help:"Answer 503 to GET /replica, so that load balancers send no reads here."`
+	NoLoadBalance    bool              `yaml:"noloadbalance" help:"Answer 503 to GET /replica, so that load balancers send no reads here; the proxies send none either."`
 	CloneFrom        bool              `yaml:"clonefrom" help:"Prefer this standby as the source of new nodes' clones, to spare the primary."`
 	FailoverPriority int               `yaml:"failover_priority" help:"Among equally good candidates the greatest becomes primary; 0 means never (0 to 1000)."`
 	User             map[string]string `yaml:",inline" help:"Any further tag of your own; shown by list and the API."`
@@ -66,6 +68,41 @@ type Citus struct {
 	Enabled bool `yaml:"enabled" help:"Load the Citus extension and keep its metadata right. The same on all nodes."`
 }
 
+// Proxy lets clients reach the server of the right role through this node. The limits hold for each listener by itself.
+type Proxy struct {
+	Coordinator    ProxyListener `yaml:"coordinator"`
+	Worker         ProxyListener `yaml:"worker"`
+	Standby        ProxyStandby  `yaml:"standby"`
+	MaxConnections int           `yaml:"max_connections" help:"Connections at the same time on each listener, those that wait for a server included."`
+	MaxPerClient   int           `yaml:"max_per_client" help:"Of these, from one client address; 0: no limit of its own."`
+	WaitLimit      time.Duration `yaml:"wait_limit" help:"Longest time that a new connection waits for a server, for instance during a switchover; then it is refused (57P03)."`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" help:"Longest time for one attempt to connect to a server, and for that server's first answer."`
+	ProxyProtocol  bool          `yaml:"proxy_protocol" help:"Every connection begins with a PROXY header of version 2, which a load balancer in front must send. Whoever reaches the port can claim any address."`
+}
+
+// ProxyListener is one port of the proxy. Empty: it is not opened.
+type ProxyListener struct {
+	Listen string `yaml:"listen" help:"Address and port through which clients reach the primary of that kind: the coordinator's, or any worker's. Empty: off."`
+}
+
+// ProxyStandby is the port for readers.
+type ProxyStandby struct {
+	Listen      string `yaml:"listen" help:"Address and port through which clients reach standbys. Empty: off."`
+	Groups      string `yaml:"groups" values:"coordinator workers all" help:"Whose standbys take readers."`
+	MaxLagBytes int    `yaml:"max_lag_bytes" help:"A standby with more than this left to replay gets no new readers; 0: no limit. Positions are reported every 5 s."`
+}
+
+// Listeners lists the proxy's ports that are opened, by the kind of server that they lead to.
+func (p Proxy) Listeners() map[string]string {
+	out := map[string]string{}
+	for kind, addr := range map[string]string{"coordinator": p.Coordinator.Listen, "worker": p.Worker.Listen, "standby": p.Standby.Listen} {
+		if addr != "" {
+			out[kind] = addr
+		}
+	}
+	return out
+}
+
 // Log describes the program's own log, on standard error.
 type Log struct {
 	Level  string `yaml:"level" values:"debug info warn error" help:"Least severe level that is logged."`
@@ -90,7 +127,10 @@ func Default() Config {
 			ReplicationUser: "matriarch_replication",
 		},
 		Citus: Citus{Enabled: true},
-		Log:   Log{Level: "info", Format: "auto"},
+		Proxy: Proxy{
+			Standby: ProxyStandby{Groups: "coordinator", MaxLagBytes: 16 << 20}, MaxConnections: 1000, WaitLimit: 10 * time.Second, ConnectTimeout: 3 * time.Second,
+		},
+		Log: Log{Level: "info", Format: "auto"},
 	}
 }
 

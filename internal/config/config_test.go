@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -92,6 +93,7 @@ postgresql:
   parameters: {work_mem: 64MB, max_connections: 300, jit: off}
   hba: ["host all all 10.0.0.0/8 scram-sha-256"]
 citus: {enabled: false}
+proxy: {coordinator: {listen: ":6433"}, wait_limit: 1m, proxy_protocol: true}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -100,6 +102,7 @@ citus: {enabled: false}
 	want.PostgreSQL.Parameters = map[string]string{"work_mem": "64MB", "max_connections": "300", "jit": "off"}
 	want.PostgreSQL.HBA = []string{"host all all 10.0.0.0/8 scram-sha-256"}
 	want.Citus.Enabled = false
+	want.Proxy.Coordinator.Listen, want.Proxy.WaitLimit, want.Proxy.ProxyProtocol = ":6433", time.Minute, true
 	if diff := cmp.Diff(want.Complete(), got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -139,12 +142,15 @@ func TestStrict(t *testing.T) {
 		"foreign key":         {"citus: {database: app}", []string{"FILE:1: unknown key citus.database: the keys here are enabled"}},
 		"key one level off":   {"name: n1", []string{"FILE:1: unknown key name: did you mean node?"}},
 		"several at once": {"ttl: 5\nnode:\n  group: one\n", []string{
-			"FILE:1: unknown key ttl: the keys here are node, listen, advertise, api, state_dir, raft_dir, postgresql, citus, log, sentinel, peers",
+			"FILE:1: unknown key ttl: the keys here are node, listen, advertise, api, state_dir, raft_dir, postgresql, citus, proxy, log, sentinel, peers",
 			`FILE:3: node.group: expected a whole number, found "one"`,
 		}},
 		"given twice":         {"listen: a:1\nlisten: b:1", []string{"FILE:2: listen: given twice, first in line 1: remove one"}},
 		"text for boolean":    {"citus: {enabled: maybe}", []string{`FILE:1: citus.enabled: expected true or false, found "maybe"`}},
 		"fraction for number": {"node: {group: 1.5}", []string{`FILE:1: node.group: expected a whole number, found "1.5"`}},
+		"time without unit":   {"proxy: {wait_limit: 10}", []string{`FILE:1: proxy.wait_limit: expected a time with its unit, for instance 500ms or 10s, found "10"`}},
+		"no time":             {"proxy: {wait_limit: soon}", []string{`FILE:1: proxy.wait_limit: expected a time with its unit, for instance 500ms or 10s, found "soon"`}},
+		"proxy's port a key":  {"proxy: {coordinator: 0.0.0.0:6433}", []string{`FILE:1: proxy.coordinator: expected keys and values, found "0.0.0.0:6433"`}},
 		"text for mapping":    {"node: n1", []string{`FILE:1: node: expected keys and values, found "n1"`}},
 		"list for text":       {"listen: [a]", []string{"FILE:1: listen: expected a text, found a list"}},
 		"mapping for text":    {"node: {name: {a: b}}", []string{"FILE:1: node.name: expected a text, found keys and values"}},

@@ -37,6 +37,9 @@ func Reference() string {
 }
 
 func shortType(f field) string {
+	if f.kind == durationType {
+		return "time"
+	}
 	switch f.kind.Kind() {
 	case reflect.Bool:
 		return "boolean"

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -95,9 +96,9 @@ func (ck *checker) value(n *yaml.Node, t reflect.Type, path string) {
 			ck.value(item, t.Elem(), at)
 		}
 	default:
-		// Decode alone would cut 1.5 down to 1.
-		fraction := t.Kind() == reflect.Int && n.ShortTag() != "!!int"
-		if n.Kind != yaml.ScalarNode || fraction || n.Decode(reflect.New(t).Interface()) != nil {
+		// Decode alone would cut 1.5 down to 1, and take a time without a unit for nanoseconds.
+		other := t.Kind() == reflect.Int && n.ShortTag() != "!!int" || t == durationType && n.ShortTag() != "!!str"
+		if n.Kind != yaml.ScalarNode || other || n.Decode(reflect.New(t).Interface()) != nil {
 			ck.fail(n, "%s: expected %s, found %s", path, want, describe(n))
 		}
 	}
@@ -156,7 +157,12 @@ func describe(n *yaml.Node) string {
 	}
 }
 
+var durationType = reflect.TypeFor[time.Duration]()
+
 func expected(t reflect.Type) string {
+	if t == durationType {
+		return "a time with its unit, for instance 500ms or 10s"
+	}
 	switch t.Kind() {
 	case reflect.Bool:
 		return "true or false"

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -63,6 +64,7 @@ func (c Config) problems() problems {
 	ps.addresses(c)
 	ps.paths(c)
 	ps.postgresql(c.PostgreSQL)
+	ps.proxy(c.Proxy)
 	walk(reflect.ValueOf(c), "", func(f field, v reflect.Value) {
 		if len(f.values) > 0 && !slices.Contains(f.values, v.String()) {
 			ps.add(f.path, "%q must be one of %s", v.String(), strings.Join(f.values, ", "))
@@ -109,10 +111,15 @@ func (ps *problems) userTags(t Tags) {
 
 func (ps *problems) addresses(c Config) {
 	listens := []struct{ path, value string }{
-		{"listen", c.Listen}, {"api.listen", c.API.Listen}, {"postgresql.listen", c.PostgreSQL.Listen},
+		{"listen", c.Listen},
+		{"api.listen", c.API.Listen},
+		{"postgresql.listen", c.PostgreSQL.Listen},
+		{"proxy.coordinator.listen", c.Proxy.Coordinator.Listen},
+		{"proxy.worker.listen", c.Proxy.Worker.Listen},
+		{"proxy.standby.listen", c.Proxy.Standby.Listen},
 	}
 	for i, l := range listens {
-		if !ps.address(l.path, l.value, true) {
+		if off := l.value == "" && strings.HasPrefix(l.path, "proxy."); off || !ps.address(l.path, l.value, true) {
 			continue
 		}
 		for _, other := range listens[:i] {
@@ -251,6 +258,32 @@ func (ps *problems) nesting(c Config) {
 // inside reports whether path is dir or below it.
 func inside(path, dir string) bool {
 	return path != "" && dir != "" && (path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/"))
+}
+
+// Limits of the proxy's times: shorter than the shortest no server answers, longer than the longest no client waits.
+const (
+	minProxyTime = 100 * time.Millisecond
+	maxProxyTime = 10 * time.Minute
+)
+
+func (ps *problems) proxy(p Proxy) {
+	if p.MaxConnections < 1 || p.MaxConnections > 100_000 {
+		ps.add("proxy.max_connections", "%d must be 1 to 100000; to close a listener, leave its listen empty", p.MaxConnections)
+	}
+	if p.MaxPerClient < 0 {
+		ps.add("proxy.max_per_client", "%d must be 0 (no limit) or greater", p.MaxPerClient)
+	}
+	if p.Standby.MaxLagBytes < 0 {
+		ps.add("proxy.standby.max_lag_bytes", "%d must be 0 (no limit) or greater", p.Standby.MaxLagBytes)
+	}
+	for _, d := range []struct {
+		path  string
+		value time.Duration
+	}{{"proxy.wait_limit", p.WaitLimit}, {"proxy.connect_timeout", p.ConnectTimeout}} {
+		if d.value < minProxyTime || d.value > maxProxyTime {
+			ps.add(d.path, "%s must be %s to %s", d.value, minProxyTime, maxProxyTime)
+		}
+	}
 }
 
 func (ps *problems) postgresql(p PostgreSQL) {

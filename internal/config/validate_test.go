@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestValidateAccepts(t *testing.T) {
@@ -22,7 +23,10 @@ func TestValidateAccepts(t *testing.T) {
 		"longest sentinel":       func(c *Config) { c.Sentinel.Socket = "/" + strings.Repeat("s", 106) },
 		"extension's parameter":  func(c *Config) { c.PostgreSQL.Parameters = map[string]string{"pg_stat_statements.max": "10"} },
 		"longest name":           func(c *Config) { c.Node.Name = strings.Repeat("a", 40) },
-		"priority 0":             func(c *Config) { c.Node.Tags.FailoverPriority = 0 },
+		"all proxies": func(c *Config) {
+			c.Proxy.Coordinator.Listen, c.Proxy.Worker.Listen, c.Proxy.Standby.Listen = ":6433", ":6434", ":6435"
+		},
+		"priority 0": func(c *Config) { c.Node.Tags.FailoverPriority = 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := valid()
@@ -68,6 +72,15 @@ func TestValidateRefuses(t *testing.T) {
 		"bad peer":                  {func(c *Config) { c.Peers = []string{"n2:7400", "n3"} }, "peers[1]: "},
 		"api on the peers' port":    {func(c *Config) { c.API.Listen = "127.0.0.1:7400" }, "api.listen: 127.0.0.1:7400 is taken by listen"},
 		"postgresql on api's port":  {func(c *Config) { c.PostgreSQL.Listen = c.API.Listen }, "postgresql.listen: "},
+		"proxy without port":        {func(c *Config) { c.Proxy.Worker.Listen = "10.0.0.1" }, "proxy.worker.listen: "},
+		"proxy on the server's":     {func(c *Config) { c.Proxy.Coordinator.Listen = "127.0.0.1:5432" }, "proxy.coordinator.listen: 127.0.0.1:5432 is taken by postgresql.listen"},
+		"two proxies on one port":   {func(c *Config) { c.Proxy.Worker.Listen, c.Proxy.Standby.Listen = ":6434", ":6434" }, "proxy.standby.listen: :6434 is taken by proxy.worker.listen"},
+		"proxy for nobody":          {func(c *Config) { c.Proxy.MaxConnections = 0 }, "proxy.max_connections: 0 must be 1 to 100000"},
+		"fewer than none":           {func(c *Config) { c.Proxy.MaxPerClient = -1 }, "proxy.max_per_client: "},
+		"proxy waits for ever":      {func(c *Config) { c.Proxy.WaitLimit = time.Hour }, "proxy.wait_limit: 1h0m0s must be 100ms to 10m0s"},
+		"no time to connect":        {func(c *Config) { c.Proxy.ConnectTimeout = 0 }, "proxy.connect_timeout: "},
+		"negative lag":              {func(c *Config) { c.Proxy.Standby.MaxLagBytes = -1 }, "proxy.standby.max_lag_bytes: "},
+		"unknown standbys":          {func(c *Config) { c.Proxy.Standby.Groups = "some" }, "proxy.standby.groups: "},
 		"relative state_dir":        {func(c *Config) { *c = c.Complete(); c.StateDir = "state" }, "state_dir: "},
 		"unclean raft_dir":          {func(c *Config) { c.RaftDir = "/raft/../raft" }, "raft_dir: "},
 		"bin_dir relative":          {func(c *Config) { c.PostgreSQL.BinDir = "bin" }, "postgresql.bin_dir: "},

@@ -20,6 +20,7 @@ type NodeStatus struct {
 	Postgres string `json:"postgres"`
 	Peer     string `json:"peer"`
 	API      string `json:"api"`
+	Proxy    Proxy  `json:"proxy"` // where clients reach the formation through this node
 	Dir      string `json:"dir"`
 	StateDir string `json:"state_dir"`
 	DataDir  string `json:"data_dir"`
@@ -28,6 +29,13 @@ type NodeStatus struct {
 	Pids     Pids   `json:"pids"`
 	Role     string `json:"role,omitempty"`
 	State    string `json:"state,omitempty"`
+}
+
+// Proxy are a node's addresses for clients, by the server they lead to.
+type Proxy struct {
+	Coordinator string `json:"coordinator"`
+	Worker      string `json:"worker"`
+	Standby     string `json:"standby"`
 }
 
 // Status describes all nodes. Roles and states are missing when no node answers.
@@ -48,7 +56,7 @@ func (d *Demo) Status(ctx context.Context) ([]NodeStatus, error) {
 	out := make([]NodeStatus, 0, 7)
 	for _, n := range d.Nodes() {
 		out = append(out, NodeStatus{
-			Name: n.Name, Group: n.Group, Address: n.IP, Port: pgPort, Postgres: n.postgres(), Peer: n.peer(), API: n.api(), Dir: n.dir, StateDir: n.stateDir(),
+			Name: n.Name, Group: n.Group, Address: n.IP, Port: pgPort, Postgres: n.postgres(), Peer: n.peer(), API: n.api(), Proxy: Proxy{n.at(proxyCoordinator), n.at(proxyWorker), n.at(proxyStandby)}, Dir: n.dir, StateDir: n.stateDir(),
 			DataDir: n.dataDir(), Config: n.configFile(), Log: n.logFile(), Pids: n.pids(all), Role: roles[n.Name][0], State: roles[n.Name][1],
 		})
 	}

@@ -20,11 +20,12 @@ import (
 
 // Ports of every node; the addresses differ.
 const (
-	peerPort = 7400
-	pgPort   = 6432
-	apiPort  = 8008
-	database = "app"
-	mark     = ".matriarch-demo"
+	peerPort                                    = 7400
+	pgPort                                      = 6432
+	proxyCoordinator, proxyWorker, proxyStandby = 6433, 6434, 6435
+	apiPort                                     = 8008
+	database                                    = "app"
+	mark                                        = ".matriarch-demo"
 )
 
 // Config is what a demo is made of.
@@ -77,9 +78,10 @@ func (d *Demo) Node(name string) (Node, error) {
 	return Node{}, fmt.Errorf("there is no node %q in the demo: nodes are %s", name, strings.Join(names, ", "))
 }
 
-func (n Node) peer() string       { return fmt.Sprintf("%s:%d", n.IP, peerPort) }
-func (n Node) postgres() string   { return fmt.Sprintf("%s:%d", n.IP, pgPort) }
-func (n Node) api() string        { return fmt.Sprintf("%s:%d", n.IP, apiPort) }
+func (n Node) at(port int) string { return fmt.Sprintf("%s:%d", n.IP, port) }
+func (n Node) peer() string       { return n.at(peerPort) }
+func (n Node) postgres() string   { return n.at(pgPort) }
+func (n Node) api() string        { return n.at(apiPort) }
 func (n Node) configFile() string { return filepath.Join(n.dir, "matriarch.yml") }
 func (n Node) logFile() string    { return filepath.Join(n.dir, "matriarch.log") }
 func (n Node) stateDir() string   { return filepath.Join(n.dir, "state") }
@@ -91,6 +93,7 @@ func (n Node) made() bool         { _, err := os.Stat(n.configFile()); return er
 func (d *Demo) flags(n Node) []string {
 	f := []string{
 		"--config", n.configFile(), "--output", "json", "--name", n.Name, "--group", fmt.Sprint(n.Group), "--listen", n.peer(), "--api", n.api(), "--pg-listen", n.postgres(),
+		"--proxy-coordinator", n.at(proxyCoordinator), "--proxy-worker", n.at(proxyWorker), "--proxy-standby", n.at(proxyStandby),
 		"--state-dir", n.stateDir(), "--data-dir", n.dataDir(), "--zone", fmt.Sprintf("zone%s", n.Name[len(n.Name)-1:]),
 	}
 	if d.cfg.PGBin != "" {

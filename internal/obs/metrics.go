@@ -17,6 +17,7 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 	patroni  patroniCollector
+	proxy    proxyCollector
 
 	raftLeader  prometheus.Gauge
 	raftTerm    prometheus.Gauge
@@ -71,7 +72,7 @@ func NewMetrics(scope, name, version string) *Metrics {
 		Name: "matriarch_build_info", Help: "Always 1; the version is the label.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	reg.MustRegister(m.elections, m.tick, build, &m.patroni,
+	reg.MustRegister(m.elections, m.tick, build, &m.patroni, &m.proxy,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -14,9 +14,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +26,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"matriarch/fsm"
-	"matriarch/internal/testkit"
 )
 
 // postgres is one real server, which trusts everybody on 127.0.0.1.
@@ -52,12 +53,7 @@ func startPostgres(t *testing.T) *postgres {
 	}
 	pg := &postgres{t: t, bin: bin, data: filepath.Join(dir, "data")}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if os.Geteuid() == 0 {
-		uid, gid := testkit.IDs(t, "postgres")
-		if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	pg.own(dir)
 	pg.run("initdb", "-N", "-A", "trust", "-U", "app", "-D", pg.data)
 	pg.certificate()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -73,8 +69,38 @@ func startPostgres(t *testing.T) *postgres {
 
 func (pg *postgres) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(pg.bin, name), args...)
-	cmd.Dir, cmd.SysProcAttr = "/tmp", testkit.AsPostgres(pg.t)
+	cmd.Dir = "/tmp"
+	if uid, gid := pg.user(); os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	}
 	return cmd
+}
+
+// user is PostgreSQL's own, which it insists on. (testkit cannot be used here: it imports this package by way of admin.)
+func (pg *postgres) user() (uid, gid int) {
+	pg.t.Helper()
+	if os.Geteuid() != 0 {
+		return os.Getuid(), os.Getgid()
+	}
+	u, err := user.Lookup("postgres")
+	if err == nil {
+		uid, err = strconv.Atoi(u.Uid)
+	}
+	if err == nil {
+		gid, err = strconv.Atoi(u.Gid)
+	}
+	if err != nil {
+		pg.t.Fatal(err)
+	}
+	return uid, gid
+}
+
+func (pg *postgres) own(path string) {
+	pg.t.Helper()
+	uid, gid := pg.user()
+	if err := os.Chown(path, uid, gid); err != nil {
+		pg.t.Fatal(err)
+	}
 }
 
 func (pg *postgres) run(name string, args ...string) {
@@ -110,12 +136,7 @@ func (pg *postgres) certificate() {
 		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
 			pg.t.Fatal(err)
 		}
-		if os.Geteuid() == 0 {
-			uid, gid := testkit.IDs(pg.t, "postgres")
-			if err := os.Chown(path, int(uid), int(gid)); err != nil {
-				pg.t.Fatal(err)
-			}
-		}
+		pg.own(path)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,7 +41,7 @@ func TestFollowsTheRole(t *testing.T) {
 		t.Fatalf("after the change: got %s", got)
 	}
 	s := p.Stats()
-	if s[0].Deposed != 1 || s[1].Deposed != 0 || s[0].Accepted != 2 {
+	if s[0].Deposed != 1 || s[1].Deposed != 0 || s[0].Accepted != 2 || !slices.Equal(s[0].Servers, []ServerStats{{Name: "b", Addr: b.target(2).Addr, Sessions: 1}}) {
 		t.Errorf("stats: %+v", s)
 	}
 }

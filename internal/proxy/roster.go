@@ -124,3 +124,14 @@ func (r *roster) list() []Target {
 	defer r.mu.Unlock()
 	return slices.Clone(r.targets)
 }
+
+// servers is the list for people.
+func (r *roster) servers() []ServerStats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []ServerStats
+	for _, t := range r.targets {
+		out = append(out, ServerStats{Name: t.Name, Addr: t.Addr, Sessions: len(r.seats[t.pair()]), Draining: t.Draining})
+	}
+	return out
+}

@@ -20,16 +20,25 @@ const (
 
 // ListenerStats is what one listener has done. Counters rise from New on.
 type ListenerStats struct {
-	Kind     Kind
-	Addr     string            // where it listens
-	Accepted uint64            // connections
-	Active   int               // sessions attached to a server now
-	Waiting  int               // clients that wait for a server now
-	Refused  map[Reason]uint64 // only reasons that occurred
-	Cancels  uint64            // cancel requests passed on
-	Deposed  uint64            // sessions ended because their server lost the role
-	ToServer uint64            // bytes of attached sessions, the first packets excepted
-	ToClient uint64            // the same, the other way
+	Kind     Kind              `json:"kind"`
+	Addr     string            `json:"addr"`              // where it listens
+	Accepted uint64            `json:"accepted"`          // connections
+	Active   int               `json:"active"`            // sessions attached to a server now
+	Waiting  int               `json:"waiting"`           // clients that wait for a server now
+	Refused  map[Reason]uint64 `json:"refused,omitempty"` // only reasons that occurred
+	Cancels  uint64            `json:"cancels"`           // cancel requests passed on
+	Deposed  uint64            `json:"deposed"`           // sessions ended because their server lost the role
+	ToServer uint64            `json:"bytes_to_server"`   // of attached sessions, the first packets excepted
+	ToClient uint64            `json:"bytes_to_client"`   // the same, the other way
+	Servers  []ServerStats     `json:"servers,omitempty"` // that are listed now
+}
+
+// ServerStats is one server behind a listener.
+type ServerStats struct {
+	Name     string `json:"name"`
+	Addr     string `json:"addr"`
+	Sessions int    `json:"sessions"`           // of this listener, those about to be attached included
+	Draining bool   `json:"draining,omitempty"` // gets no new ones
 }
 
 // counters is the same at work.
@@ -61,6 +70,7 @@ func (p *Proxy) Stats() []ListenerStats {
 		out = append(out, ListenerStats{
 			Kind: l.Kind, Addr: l.tcp.Addr().String(), Accepted: c.accepted.Load(), Active: int(c.active.Load()), Waiting: int(c.waiting.Load()),
 			Refused: refused, Cancels: c.cancels.Load(), Deposed: c.deposed.Load(), ToServer: c.toServer.Load(), ToClient: c.toClient.Load(),
+			Servers: l.roster.servers(),
 		})
 	}
 	return out

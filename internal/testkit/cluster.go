@@ -23,6 +23,8 @@ const (
 	peerPort = 7400
 	apiPort  = 8008
 	pgPort   = 6432
+	// of the proxies, in the order of their kinds.
+	coordinatorPort, workerPort, standbyPort = 6433, 6434, 6435
 )
 
 // Cluster is one cluster under test.
@@ -33,6 +35,7 @@ type Cluster struct {
 	Nodes []*Node // in the order of their making, also those that left
 	Token string
 	Flags []string // for bootstrap and join, before the test's own
+	Proxy bool     // nodes are made with proxies for clients
 
 	net  string // 127.x.y
 	lock net.Listener
@@ -122,9 +125,13 @@ func (c *Cluster) byID(id fsm.NodeID) *Node {
 
 // HostFlags are what bootstrap and join need to know of the node.
 func (n *Node) HostFlags() []string {
-	return append([]string{
+	flags := []string{
 		"--config", n.Config(), "--name", n.Name, "--group", fmt.Sprint(n.Group), "--listen", n.Peer(), "--api", n.API(), "--pg-listen", n.PG(), "--state-dir", n.Dir,
-	}, n.c.Flags...)
+	}
+	if n.c.Proxy {
+		flags = append(flags, "--proxy-coordinator", n.ToCoordinator(), "--proxy-worker", n.ToWorker(), "--proxy-standby", n.ToStandby())
+	}
+	return append(flags, n.c.Flags...)
 }
 
 // Bootstrap makes the first node and starts it.

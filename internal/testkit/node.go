@@ -40,6 +40,11 @@ func (n *Node) LogFile() string { return n.Dir + ".log" }
 func (n *Node) DataDir() string { return filepath.Join(n.Dir, "pgdata") }
 func (n *Node) Socket() string  { return filepath.Join(n.Dir, "sentinel.sock") }
 
+// Addresses of the node's proxies.
+func (n *Node) ToCoordinator() string { return fmt.Sprintf("%s:%d", n.IP, coordinatorPort) }
+func (n *Node) ToWorker() string      { return fmt.Sprintf("%s:%d", n.IP, workerPort) }
+func (n *Node) ToStandby() string     { return fmt.Sprintf("%s:%d", n.IP, standbyPort) }
+
 // ID is the node's UUID; empty before it belongs to a cluster.
 func (n *Node) ID() fsm.NodeID {
 	id, err := identity.Dir(n.Dir).Load()
@@ -254,6 +259,19 @@ func (n *Node) Freeze(p Part) time.Time {
 	n.c.T.Helper()
 	at := time.Now()
 	n.Signal(p, syscall.SIGSTOP)
+	return at
+}
+
+// FreezeAll stops every process of the node at one moment: nothing of it speaks any more, and nothing says goodbye. Only PowerOff
+// makes sense afterwards. It returns when that was.
+func (n *Node) FreezeAll() time.Time {
+	n.c.T.Helper()
+	at := time.Now()
+	for range 2 { // some may have been on their way
+		for _, p := range n.processes() {
+			_ = signalTo(p.pid, syscall.SIGSTOP) // one that is gone by now is quiet, too
+		}
+	}
 	return at
 }
 

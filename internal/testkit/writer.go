@@ -34,6 +34,11 @@ const (
 
 // Connect opens a session as superuser on one node.
 func (n *Node) Connect(ctx context.Context, database string) (*pgx.Conn, error) {
+	return n.ConnectVia(ctx, n.PG(), database)
+}
+
+// ConnectVia opens a session as superuser at another address, with what the node knows.
+func (n *Node) ConnectVia(ctx context.Context, addr, database string) (*pgx.Conn, error) {
 	pass, err := identity.Dir(n.Dir).Secret(identity.Superuser)
 	if err != nil {
 		return nil, err
@@ -42,7 +47,7 @@ func (n *Node) Connect(ctx context.Context, database string) (*pgx.Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	return connect(ctx, n.PG(), cfg.PostgreSQL.Superuser, pass, database, "")
+	return connect(ctx, addr, cfg.PostgreSQL.Superuser, pass, database, "")
 }
 
 func connect(ctx context.Context, hosts, user, password, database, options string) (*pgx.Conn, error) {
