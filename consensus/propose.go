@@ -82,10 +82,15 @@ func (n *Node) insist(ctx context.Context, do func(context.Context) error) error
 func (n *Node) attempt(ctx context.Context, data []byte) (fsm.Result, error) {
 	if t := n.term.Load(); t != nil {
 		a, err := t.propose(ctx, data)
-		return a.Result, err
+		if err != nil {
+			return fsm.Result{}, err
+		}
+		a.Index = a.State.Index
+		return a.Result, nil
 	}
 	var ans proposeAnswer
 	err := n.askLeader(ctx, "propose", proposeRequest{data}, &ans)
+	ans.Result.Index = ans.Index
 	return ans.Result, err
 }
 

@@ -16,6 +16,7 @@ type proposeRequest struct {
 
 type proposeAnswer struct {
 	Result fsm.Result `json:"result"`
+	Index  uint64     `json:"index"`
 }
 
 type readAnswer struct {
@@ -40,7 +41,10 @@ func (n *Node) register() {
 			return proposeAnswer{}, err
 		}
 		a, err := t.propose(ctx, req.Data)
-		return proposeAnswer{a.Result}, toWire(err)
+		if err != nil {
+			return proposeAnswer{}, toWire(err)
+		}
+		return proposeAnswer{a.Result, a.State.Index}, nil
 	})
 	transport.Register(n.cfg.RPC, "keepalive", func(ctx context.Context, from transport.Peer, k Keepalive) (KeepaliveAnswer, error) {
 		if string(k.Node) != from.NodeID {

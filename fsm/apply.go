@@ -12,6 +12,7 @@ type Result struct {
 	OK     bool   `json:"ok"`
 	Reason string `json:"reason,omitempty"`
 	Epoch  Epoch  `json:"epoch"` // the new epoch, of a Grant
+	Index  uint64 `json:"-"`     // of a state that has it; set for who proposed, not kept
 	Fatal  bool   `json:"-"`     // this binary does not know the command: the node must stop
 }
 

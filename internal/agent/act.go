@@ -161,14 +161,13 @@ func (a *Agent) submit(ctx context.Context, c fsm.Command) error {
 
 // propose waits a moment for the log to bring the command here, too: by an older state the same would be decided again.
 func (a *Agent) propose(ctx context.Context, c fsm.Command) (fsm.Result, error) {
-	before := a.cfg.Control.State().Index
 	res, err := a.cfg.Control.Submit(ctx, c)
 	if err != nil {
 		return res, err
 	}
 	t := time.NewTimer(echoTimeout)
 	defer t.Stop()
-	for a.cfg.Control.State().Index <= before {
+	for a.cfg.Control.State().Index < res.Index {
 		select {
 		case <-a.moved:
 		case <-t.C:

@@ -166,7 +166,7 @@ func (c fakeControl) Read(ctx context.Context) (*fsm.State, error) {
 }
 
 func (c fakeControl) Submit(ctx context.Context, cmd fsm.Command) (fsm.Result, error) {
-	return fsm.Result{OK: true}, c.call(ctx, "submit-%s %+v", cmd.Kind(), cmd)
+	return fsm.Result{OK: true, Index: c.State().Index + 1}, c.call(ctx, "submit-%s %+v", cmd.Kind(), cmd)
 }
 
 func (c fakeControl) Keepalive(ctx context.Context, b Beat) (Answer, error) {
