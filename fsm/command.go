@@ -148,6 +148,8 @@ type GroupSet struct {
 	Group  GroupID `json:"group"`
 	Mode   Mode    `json:"mode,omitempty"`
 	Paused *bool   `json:"paused,omitempty"`
+
+	Retired *bool `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
 }
 
 // OperationPut asks for planned work on a group, OperationDrop gives it up.

@@ -119,9 +119,10 @@ const (
 type Group struct {
 	ID         GroupID    `json:"id"`
 	Mode       Mode       `json:"mode"`
-	Paused     bool       `json:"paused,omitempty"` // no automatic change of primary
-	ClaimedBy  NodeID     `json:"claimed_by"`       // the node that may create the group's first data directory
-	SystemID   string     `json:"system_id"`        // PostgreSQL's system identifier; empty until initialised
+	Paused     bool       `json:"paused,omitempty"`  // no automatic change of primary
+	Retired    bool       `json:"retired,omitempty"` // not wanted in the Citus metadata any more: its nodes may go, down to the last
+	ClaimedBy  NodeID     `json:"claimed_by"`        // the node that may create the group's first data directory
+	SystemID   string     `json:"system_id"`         // PostgreSQL's system identifier; empty until initialised
 	Lease      Lease      `json:"lease"`
 	Epoch      Epoch      `json:"epoch"`       // of the last Grant
 	LastHolder NodeID     `json:"last_holder"` // of the last Grant, or the initialiser
