@@ -102,7 +102,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"remove a stranger", members, NodeRemove{"x"}, "not a member"},
 		{"remove the holder", granted, NodeRemove{"a"}, "holds the lease"},
 		{"remove the only node of a group", opened1, NodeRemove{"w"}, "citus remove-group 1"},
-		{"remove the only node of the coordinator", append(opened[:len(opened):len(opened)], NodeRemove{"b"}, NodeRemove{"c"}), NodeRemove{"a"}, "only node of the coordinator's group"},
+		{"remove the only node of the coordinator", append(slices.Clip(opened), NodeRemove{"b"}, NodeRemove{"c"}), NodeRemove{"a"}, "only node of the coordinator's group"},
 		{"remove the only node of a group taken back", append(slices.Clip(opened1), GroupSet{Group: 1, Retired: new(true)}, GroupSet{Group: 1, Retired: new(false)}), NodeRemove{"w"}, "only node of group 1"},
 		{"remove the holder of a retired group of two", append(slices.Clip(opened1), Join{node("w2", 1), "t2"}, GroupSet{Group: 1, Retired: new(true)}), NodeRemove{"w"}, "holds the lease"},
 		{"retire the coordinator", opened, GroupSet{Group: 0, Retired: new(true)}, "it cannot be retired"},
@@ -255,7 +255,8 @@ func TestApplyEffects(t *testing.T) {
 		{"the last node of a retired group", seq(opened1, GroupSet{Group: 1, Retired: new(true)}, NodeRemove{"w"}), func(s *State) any { return []any{s.Removed["w"], s.GroupIDs()} }, []any{"n-w", []GroupID{0}}},
 		{
 			"retired and taken back", seq(opened1, GroupSet{Group: 1, Retired: new(true)}, GroupSet{Group: 1, Retired: new(true)}, GroupSet{Group: 1, Retired: new(false)}),
-			func(s *State) any { return []any{s.Groups[1].Retired, len(s.History[1]), s.History[1][4].Kind} }, []any{false, 6, "retired"},
+			func(s *State) any { return []any{s.Groups[1].Retired, len(s.History[1]), s.History[1][4].Kind} },
+			[]any{false, 6, "retired"},
 		},
 		{"an operation", seq(opened, opTo("b", false)), func(s *State) any { return g0(s).Op.To }, NodeID("b")},
 		{"an operation ends with the Grant", seq(freed, opTo("b", false), grantTo("b", 1)), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},
