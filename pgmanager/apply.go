@@ -86,18 +86,21 @@ func (m *Manager) Reload(ctx context.Context) error {
 	if _, err := m.stripAutoConf(m.cfg.DataDir); err != nil {
 		return fmt.Errorf("reload: %w", err)
 	}
-	c, connErr := m.local(ctx)
+	c, giveBack, connErr := m.borrow(ctx)
+	var ended error
 	if connErr == nil {
-		defer closeConn(c)
+		defer func() { giveBack(ended) }()
 	}
 	before, loadErr := loadTime(ctx, c, connErr)
 	if err := m.hangUp(pid); err != nil {
 		return fmt.Errorf("reload: %w", err)
 	}
 	if loadErr != nil {
+		ended = loadErr
 		return fmt.Errorf("reload: %w: %w", ErrUnverified, loadErr)
 	}
-	return m.awaitReload(ctx, c, before)
+	ended = m.awaitReload(ctx, c, before)
+	return ended
 }
 
 func loadTime(ctx context.Context, c *pgx.Conn, connErr error) (t time.Time, err error) {

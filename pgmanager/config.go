@@ -64,6 +64,7 @@ type Manager struct {
 
 	catchingUp atomic.Bool // a rewound server may be started, to end its rewind
 
+	spare   spare
 	connMu  sync.Mutex // guards the fields below
 	conn    *pgx.Conn  // Observe's own
 	pending []string   // last seen settings that wait for a restart
@@ -106,6 +107,7 @@ func (m *Manager) Close() {
 	m.connMu.Lock()
 	defer m.connMu.Unlock()
 	m.dropConn()
+	m.dropSpare()
 }
 
 // socketPathMax is the longest path of a Unix socket on Linux.

@@ -111,6 +111,17 @@ func (m *Manager) ownTimeline(ctx context.Context, c *pgx.Conn, e fsm.Epoch) err
 	return m.SetLineage(fsm.Timeline(tl), e)
 }
 
+// FreshSegment begins another segment of the log, unless the present one is hardly used: a standby that follows anew asks for the
+// whole of it.
+func (m *Manager) FreshSegment(ctx context.Context) error {
+	return m.withConn(ctx, "begin a segment of the log", func(c *pgx.Conn) error {
+		const unlessFresh = `SELECT CASE WHEN pg_is_in_recovery() THEN NULL
+			WHEN (pg_current_wal_lsn() - '0/0') % (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size') > 65536 THEN pg_switch_wal() END`
+		_, err := c.Exec(ctx, unlessFresh)
+		return err
+	})
+}
+
 // Checkpoint runs a checkpoint (on a standby a restart point) and waits for its end.
 func (m *Manager) Checkpoint(ctx context.Context) error {
 	return m.withConn(ctx, "checkpoint", func(c *pgx.Conn) error {

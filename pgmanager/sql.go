@@ -3,6 +3,7 @@ package pgmanager
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -70,15 +71,59 @@ func closeConn(c *pgx.Conn) {
 	_ = c.Close(ctx)
 }
 
-// withConn runs f in a session of its own.
+// withConn runs f in a session that nobody else uses meanwhile.
 func (m *Manager) withConn(ctx context.Context, what string, f func(*pgx.Conn) error) error {
-	c, err := m.local(ctx)
+	c, giveBack, err := m.borrow(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	defer closeConn(c)
-	if err := f(c); err != nil {
+	err = f(c)
+	giveBack(err)
+	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
+}
+
+// spare is one session kept for the next to need one: while a primary changes, clients wait for every session that is opened.
+type spare struct {
+	mu   sync.Mutex
+	conn *pgx.Conn
+	pid  int // of the postmaster it belongs to
+}
+
+// borrow gives the spare session, or a new one. What is given back with an error is not kept.
+func (m *Manager) borrow(ctx context.Context) (*pgx.Conn, func(error), error) {
+	pid, _ := m.RunningPostmaster()
+	m.spare.mu.Lock()
+	c, of := m.spare.conn, m.spare.pid
+	m.spare.conn = nil
+	m.spare.mu.Unlock()
+	if c != nil && (of != pid || c.Ping(ctx) != nil) {
+		closeConn(c)
+		c = nil
+	}
+	if c == nil {
+		var err error
+		if c, err = m.local(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	return c, func(err error) {
+		m.spare.mu.Lock()
+		defer m.spare.mu.Unlock()
+		if err != nil || c.IsClosed() || m.spare.conn != nil || c.PgConn().TxStatus() != 'I' {
+			closeConn(c)
+			return
+		}
+		m.spare.conn, m.spare.pid = c, pid
+	}, nil
+}
+
+// dropSpare ends the kept session.
+func (m *Manager) dropSpare() {
+	m.spare.mu.Lock()
+	defer m.spare.mu.Unlock()
+	closeConn(m.spare.conn)
+	m.spare.conn = nil
 }

@@ -106,6 +106,9 @@ type position struct {
 
 // writeOut runs a checkpoint, on a standby a restart point.
 func (n *node) writeOut(ctx context.Context) (position, error) {
+	if err := n.pg.FreshSegment(ctx); err != nil {
+		return position{}, err
+	}
 	if err := n.pg.Checkpoint(ctx); err != nil {
 		return position{}, err
 	}

@@ -132,7 +132,7 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 	case decide.Promote:
 		return "promoting", quick, promoteTimeout, func(ctx context.Context) error { return a.promote(ctx, r, x) }
 	case decide.Record:
-		return "recording", quick, quickTimeout, func(ctx context.Context) error { return a.record(ctx, r, x.Epoch) }
+		return "recording", quick, quickTimeout, func(ctx context.Context) error { return a.record(ctx, r, x.Epoch, nil) }
 	case decide.Confirm:
 		return "confirming", quick, quickTimeout, func(ctx context.Context) error { return a.confirm(ctx, r, x) }
 	case decide.Slots:

@@ -11,7 +11,7 @@ import (
 
 // pace is how soon a rule is looked at again when nothing happens in between; others wait slowPace.
 var pace = map[string]time.Duration{
-	"R152": 20 * time.Millisecond, "R205": 20 * time.Millisecond, "R302": 50 * time.Millisecond, "R190": 20 * time.Millisecond, "R350": 100 * time.Millisecond,
+	"R152": 10 * time.Millisecond, "R205": 20 * time.Millisecond, "R302": 50 * time.Millisecond, "R190": 20 * time.Millisecond, "R350": 100 * time.Millisecond,
 	"R120": 100 * time.Millisecond, "R148": 100 * time.Millisecond, "R314": 100 * time.Millisecond,
 }
 

@@ -28,7 +28,7 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if err := a.cfg.Sentinel.Promote(ctx, x.Epoch); err != nil {
 		return fmt.Errorf("promote under epoch %s: %w", x.Epoch, err)
 	}
-	if err := a.record(ctx, r, x.Epoch); err != nil {
+	if err := a.record(ctx, r, x.Epoch, &x.Conf); err != nil {
 		return err
 	}
 	_ = a.ping(ctx) // the heartbeat will tell otherwise
@@ -55,8 +55,9 @@ func (a *Agent) claim(e fsm.Epoch, present fsm.Timeline) error {
 	return a.cfg.Postgres.SetLineage(0, e)
 }
 
-// record makes the slots, then tells the state which timeline the promotion made. Only then may anybody follow.
-func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch) error {
+// record makes the slots, then tells the state which timeline the promotion made. Only then may anybody follow. Members are let in
+// meanwhile, so that they need not try twice; what they wrote now would wait for standbys that nobody is yet.
+func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch, c *decide.Conf) error {
 	tl, parent, fork, err := a.cfg.Postgres.Promoted(ctx)
 	if err != nil {
 		return fmt.Errorf("wait for the end of recovery: %w", err)
@@ -67,7 +68,21 @@ func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch) error {
 	if err := a.cfg.Postgres.Slots(ctx, r); err != nil {
 		return fmt.Errorf("make the members' slots: %w", err)
 	}
-	return a.submit(ctx, fsm.Promoted{Group: r.Group.ID, Epoch: e, Timeline: tl, Parent: parent, Fork: fork})
+	open := make(chan error, 1)
+	go func() {
+		if c == nil {
+			open <- nil
+			return
+		}
+		members := *c
+		members.Phase = decide.Members
+		open <- a.cfg.Postgres.Configure(ctx, r, members)
+	}()
+	err = a.submit(ctx, fsm.Promoted{Group: r.Group.ID, Epoch: e, Timeline: tl, Parent: parent, Fork: fork})
+	if oerr := <-open; err == nil && oerr != nil {
+		err = fmt.Errorf("let the members in: %w", oerr)
+	}
+	return err
 }
 
 // equip runs once per epoch; what is there already costs one look.

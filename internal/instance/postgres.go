@@ -27,6 +27,7 @@ type Postgres struct {
 
 	mu      sync.Mutex
 	applied decide.Conf // what Configure wrote last
+	loaded  bool        // and the server was seen to go by it
 	unarmed bool        // commits did not wait for anybody before that, and some may still not
 	logMark int64       // size of PostgreSQL's log then
 }
@@ -78,25 +79,32 @@ func (p *Postgres) Configure(ctx context.Context, r agent.Roster, c decide.Conf)
 	}
 	p.mu.Lock()
 	leaving := c.Upstream == "" && p.applied.Upstream != ""
+	same := p.loaded && p.applied.Equal(c)
 	p.unarmed = p.unarmed || (c.Sync.K > 0 && p.applied.Epoch == c.Epoch && p.applied.Upstream == "" && p.applied.Sync.K == 0)
 	p.mu.Unlock()
 	if leaving {
 		err = p.m.ClearUpstream(ctx, w)
-	} else if _, err = p.m.Apply(w); err == nil {
-		err = p.m.Reload(ctx)
+	} else {
+		var changed bool
+		if changed, err = p.m.Apply(w); err == nil && (changed || !same) {
+			err = p.m.Reload(ctx)
+		}
 	}
 	if err != nil {
 		p.remember(decide.Conf{}) // whatever it is set to now must be looked at again
 		return err
 	}
 	p.remember(c)
+	p.mu.Lock()
+	p.loaded = true
+	p.mu.Unlock()
 	return nil
 }
 
 func (p *Postgres) remember(c decide.Conf) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.applied, p.logMark = c, logSize(p.cfg.LogFile)
+	p.applied, p.loaded, p.logMark = c, false, logSize(p.cfg.LogFile)
 }
 
 // wanted translates into PostgreSQL's terms.
@@ -211,9 +219,11 @@ func (p *Postgres) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
 			if err := p.m.ResumeReplay(ctx); err != nil {
 				return 0, 0, err
 			}
+		case o.Receiver == nil && o.Settled && o.ReplayLSN == o.ReceiveLSN && o.ReplayLSN%segmentSize != 0:
+			return o.Timeline, o.ReplayLSN, nil
 		case o.Receiver != nil || !o.Settled || o.ReplayLSN != at:
 			at, since = o.ReplayLSN, time.Now()
-		case o.ReplayLSN == o.ReceiveLSN && o.ReplayLSN%segmentSize != 0, time.Since(since) >= settleFor:
+		case time.Since(since) >= settleFor:
 			return o.Timeline, o.ReplayLSN, nil
 		}
 		select {

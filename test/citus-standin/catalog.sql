@@ -11,6 +11,8 @@ GRANT USAGE ON SCHEMA citus_standin TO PUBLIC;
 CREATE TYPE pg_catalog.noderole AS ENUM ('primary', 'secondary', 'unavailable');
 CREATE TYPE citus.distribution_type AS ENUM ('hash', 'range', 'append');
 CREATE TYPE citus.shard_transfer_mode AS ENUM ('auto', 'force_logical', 'block_writes');
+CREATE TYPE pg_catalog.citus_job_status AS ENUM ('scheduled', 'running', 'finished', 'cancelling', 'cancelled', 'failing', 'failed');
+CREATE TYPE pg_catalog.citus_task_status AS ENUM ('blocked', 'runnable', 'running', 'done', 'cancelling', 'error', 'unscheduled', 'cancelled');
 
 -- Catalog: made in schema citus, moved to pg_catalog at the end -----------------------------------------
 
@@ -19,6 +21,8 @@ CREATE SEQUENCE citus.pg_dist_groupid_seq MAXVALUE 4294967296 NO CYCLE;
 CREATE SEQUENCE citus.pg_dist_shardid_seq MINVALUE 102008 NO CYCLE;
 CREATE SEQUENCE citus.pg_dist_placement_placementid_seq NO CYCLE;
 CREATE SEQUENCE citus.pg_dist_colocationid_seq MAXVALUE 4294967296 NO CYCLE;
+CREATE SEQUENCE citus.pg_dist_background_job_job_id_seq NO CYCLE;
+CREATE SEQUENCE citus.pg_dist_background_task_task_id_seq NO CYCLE;
 
 CREATE TABLE citus.pg_dist_node (
     nodeid int PRIMARY KEY DEFAULT nextval('citus.pg_dist_node_nodeid_seq'),
@@ -83,14 +87,50 @@ CREATE TABLE citus.pg_dist_placement (
     shardid bigint NOT NULL, shardstate int NOT NULL, shardlength bigint NOT NULL, groupid int NOT NULL,
     UNIQUE (shardid, groupid));
 
+CREATE TABLE citus.pg_dist_background_job (
+    job_id bigint PRIMARY KEY DEFAULT nextval('citus.pg_dist_background_job_job_id_seq'),
+    state citus_job_status NOT NULL DEFAULT 'scheduled', job_type name NOT NULL, description text NOT NULL,
+    started_at timestamptz, finished_at timestamptz);
+CREATE TABLE citus.pg_dist_background_task (
+    job_id bigint NOT NULL REFERENCES citus.pg_dist_background_job,
+    task_id bigint PRIMARY KEY DEFAULT nextval('citus.pg_dist_background_task_task_id_seq'),
+    owner regrole NOT NULL DEFAULT current_user::regrole, pid int, status citus_task_status NOT NULL DEFAULT 'runnable',
+    command text NOT NULL, retry_count int, not_before timestamptz, message text NOT NULL DEFAULT '', nodes_involved int[],
+    UNIQUE (job_id, task_id));
+CREATE TABLE citus.pg_dist_background_task_depend (
+    job_id bigint NOT NULL REFERENCES citus.pg_dist_background_job ON DELETE CASCADE, task_id bigint NOT NULL, depends_on bigint NOT NULL,
+    PRIMARY KEY (job_id, task_id, depends_on),
+    FOREIGN KEY (job_id, task_id) REFERENCES citus.pg_dist_background_task (job_id, task_id) ON DELETE CASCADE,
+    FOREIGN KEY (job_id, depends_on) REFERENCES citus.pg_dist_background_task (job_id, task_id) ON DELETE CASCADE);
+CREATE TABLE citus.pg_dist_cleanup (
+    record_id bigint PRIMARY KEY, operation_id bigint NOT NULL, object_type int NOT NULL, object_name text NOT NULL,
+    node_group_id int NOT NULL, policy_type int NOT NULL);
+
+-- The plans of the stand-in count shards, whichever strategy is named.
+CREATE FUNCTION pg_catalog.citus_shard_cost_1(shardid bigint) RETURNS real LANGUAGE sql IMMUTABLE STRICT AS 'SELECT 1.0::real';
+CREATE FUNCTION pg_catalog.citus_shard_cost_by_disk_size(shardid bigint) RETURNS real LANGUAGE sql IMMUTABLE STRICT AS 'SELECT 1.0::real';
+CREATE FUNCTION pg_catalog.citus_node_capacity_1(nodeid int) RETURNS real LANGUAGE sql IMMUTABLE STRICT AS 'SELECT 1.0::real';
+CREATE FUNCTION pg_catalog.citus_shard_allowed_on_node_true(shardid bigint, nodeid int) RETURNS bool LANGUAGE sql IMMUTABLE STRICT AS 'SELECT true';
+CREATE TABLE citus.pg_dist_rebalance_strategy (
+    name name NOT NULL UNIQUE, default_strategy bool NOT NULL DEFAULT false, shard_cost_function regproc NOT NULL,
+    node_capacity_function regproc NOT NULL, shard_allowed_on_node_function regproc NOT NULL, default_threshold real NOT NULL,
+    minimum_threshold real NOT NULL DEFAULT 0, improvement_threshold real NOT NULL DEFAULT 0);
+INSERT INTO citus.pg_dist_rebalance_strategy VALUES
+    ('by_shard_count', false, 'citus_shard_cost_1', 'citus_node_capacity_1', 'citus_shard_allowed_on_node_true', 0, 0, 0),
+    ('by_disk_size', true, 'citus_shard_cost_by_disk_size', 'citus_node_capacity_1', 'citus_shard_allowed_on_node_true', 0.1, 0.01, 0.5);
+
 -- Connections to other nodes -----------------------------------------------------------------------------
 -- The libraries of two contrib extensions are used directly, so that CREATE EXTENSION citus needs nothing else.
 
-CREATE FUNCTION citus_standin.fdw_handler() RETURNS fdw_handler LANGUAGE c STRICT AS '$libdir/postgres_fdw', 'postgres_fdw_handler';
+CREATE FUNCTION citus_standin.fdw_handler() RETURNS fdw_handler LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'citus_standin_fdw_handler';
 CREATE FUNCTION citus_standin.fdw_validator(text[], oid) RETURNS void LANGUAGE c STRICT AS '$libdir/postgres_fdw', 'postgres_fdw_validator';
 CREATE FOREIGN DATA WRAPPER citus_standin_fdw HANDLER citus_standin.fdw_handler VALIDATOR citus_standin.fdw_validator;
 CREATE FUNCTION citus_standin.dblink_exec(text, text) RETURNS text LANGUAGE c STRICT AS '$libdir/dblink', 'dblink_exec';
 CREATE FUNCTION citus_standin.dblink(text, text) RETURNS SETOF record LANGUAGE c STRICT AS '$libdir/dblink', 'dblink_record';
+CREATE FUNCTION citus_standin.dblink_connect(text, text) RETURNS text LANGUAGE c STRICT AS '$libdir/dblink', 'dblink_connect';
+CREATE FUNCTION citus_standin.dblink_disconnect(text) RETURNS text LANGUAGE c STRICT AS '$libdir/dblink', 'dblink_disconnect';
+CREATE FUNCTION citus_standin.dblink_get_connections() RETURNS text[] LANGUAGE c AS '$libdir/dblink', 'dblink_get_connections';
+CREATE FUNCTION citus_standin.request_jobs() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'citus_standin_request_jobs';
 CREATE FUNCTION citus_standin.request_sync() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'citus_standin_request_sync';
 
 CREATE FUNCTION citus_standin.local_group() RETURNS int LANGUAGE sql STABLE AS
@@ -115,18 +155,19 @@ CREATE FUNCTION citus_standin.node_credentials(node int, role name) RETURNS TABL
     WHERE a.rolename = role AND a.nodeid IN (0, node) ORDER BY k.keyword, a.nodeid = 0
     $$;
 
-CREATE FUNCTION citus_standin.conninfo(node int) RETURNS text LANGUAGE sql STABLE AS $$
+-- conninfo leads to a node, as the present user. A statement may take as long as timeout says.
+CREATE FUNCTION citus_standin.conninfo(node int, timeout text DEFAULT '10s') RETURNS text LANGUAGE sql STABLE AS $$
     SELECT string_agg(format('%s=''%s''', keyword, replace(replace(value, '\', '\\'), '''', '\''')), ' ')
     FROM (SELECT * FROM citus_standin.node_options(node)
           UNION ALL SELECT * FROM citus_standin.node_credentials(node, current_user)
-          UNION ALL VALUES ('user', current_user::text), ('options', '-c statement_timeout=10s')) o $$;
+          UNION ALL VALUES ('user', current_user::text), ('options', '-c statement_timeout=' || timeout)) o $$;
 
 -- run executes commands on a node, all or none.
 CREATE FUNCTION citus_standin.run(node int, commands text) RETURNS void LANGUAGE sql AS
     'SELECT citus_standin.dblink_exec(citus_standin.conninfo(node), commands)';
 
--- refresh_servers makes the foreign servers lead where pg_dist_node does. Sessions drop a connection whose
--- server has changed when their next transaction begins.
+-- refresh_servers makes the foreign servers lead where pg_dist_node does: one for each group's primary, one with an empty
+-- table for each secondary. Sessions drop a connection whose server has changed when their next transaction begins.
 CREATE FUNCTION citus_standin.refresh_servers() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     node record;
@@ -134,10 +175,14 @@ DECLARE
     role name;
 BEGIN
     LOCK TABLE pg_catalog.pg_dist_node IN SHARE ROW EXCLUSIVE MODE;
-    FOR node IN SELECT n.nodeid, format('citus_group_%s', n.groupid) AS server FROM pg_catalog.pg_dist_node n WHERE n.noderole = 'primary' LOOP
+    FOR node IN SELECT n.nodeid, n.noderole, CASE n.noderole WHEN 'primary' THEN format('citus_group_%s', n.groupid)
+            ELSE format('citus_secondary_%s', n.nodeid) END AS server FROM pg_catalog.pg_dist_node n WHERE n.noderole <> 'unavailable' LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server WHERE srvname = node.server) THEN
             EXECUTE format('CREATE SERVER %I FOREIGN DATA WRAPPER citus_standin_fdw OPTIONS (fetch_size ''10000'')', node.server);
             EXECUTE format('GRANT USAGE ON FOREIGN SERVER %I TO PUBLIC', node.server);
+            IF node.noderole = 'secondary' THEN
+                EXECUTE format('CREATE FOREIGN TABLE citus_standin.%I () SERVER %I', 'secondary_' || node.nodeid, node.server);
+            END IF;
         END IF;
         SELECT string_agg(format('%s %I %L', CASE WHEN has.option_name IS NULL THEN 'ADD' ELSE 'SET' END, o.keyword, o.value), ', ')
             INTO change

@@ -123,6 +123,21 @@ BEGIN
     PERFORM citus_standin.publish_table(table_name, '');
 END $$;
 
+-- Citus takes "any"; a value without a type needs a cast here.
+CREATE FUNCTION pg_catalog.get_shard_id_for_distribution_column(table_name regclass, distribution_value anyelement DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql AS $$
+DECLARE
+    typ text := (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_dist_partition p JOIN pg_catalog.pg_attribute a
+        ON a.attrelid = p.logicalrelid AND quote_ident(a.attname) = p.partkey WHERE p.logicalrelid = table_name);
+    found bigint;
+BEGIN
+    EXECUTE CASE WHEN typ IS NULL THEN 'SELECT shardid FROM pg_catalog.pg_dist_shard WHERE logicalrelid = $1 AND $2::text IS NOT DISTINCT FROM $2::text'
+        ELSE format('SELECT shardid FROM (SELECT shardid, shardminvalue::int AS remainder, (count(*) OVER ())::int AS modulus
+            FROM pg_catalog.pg_dist_shard WHERE logicalrelid = $1) s WHERE satisfies_hash_partition($1, modulus, remainder, $2::text::%s)', typ) END
+        INTO found USING table_name, distribution_value;
+    RETURN found;
+END $$;
+
 -- forget_dropped follows DROP TABLE: the metadata goes, and the coordinator drops the table on the other nodes.
 CREATE FUNCTION citus_standin.forget_dropped() RETURNS event_trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -140,33 +155,3 @@ BEGIN
     END LOOP;
 END $$;
 CREATE EVENT TRIGGER citus_standin_forget_dropped ON sql_drop EXECUTE FUNCTION citus_standin.forget_dropped();
-
--- Views and privileges ------------------------------------------------------------------------------------
-
-CREATE VIEW citus.citus_nodes AS
-    SELECT nodename, nodeport,
-        CASE WHEN groupid = 0 THEN 'coordinator' ELSE 'worker' END AS role, isactive AS active FROM citus.pg_dist_node;
-CREATE VIEW citus.citus_shards AS
-    SELECT s.logicalrelid AS table_name, s.shardid, s.logicalrelid::text || '_' || s.shardid AS shard_name,
-        CASE p.partmethod WHEN 'h' THEN 'distributed' ELSE 'reference' END AS citus_table_type,
-        p.colocationid AS colocation_id, n.nodename, n.nodeport, 0::bigint AS shard_size
-    FROM citus.pg_dist_shard s JOIN citus.pg_dist_partition p USING (logicalrelid) JOIN citus.pg_dist_placement l USING (shardid)
-    JOIN citus.pg_dist_node n ON n.groupid = l.groupid AND n.noderole = 'primary';
-
-DO $$
-DECLARE
-    r record;
-BEGIN
-    FOR r IN SELECT relname, relkind FROM pg_catalog.pg_class WHERE relnamespace = 'citus'::regnamespace AND relkind IN ('r', 'v', 'S') LOOP
-        EXECUTE format('ALTER %s citus.%I SET SCHEMA pg_catalog',
-            CASE r.relkind WHEN 'r' THEN 'TABLE' WHEN 'v' THEN 'VIEW' ELSE 'SEQUENCE' END, r.relname);
-    END LOOP;
-    FOR r IN SELECT oid::regprocedure AS f FROM pg_catalog.pg_proc WHERE pronamespace = 'citus_standin'::regnamespace
-            OR proname ~ '^citus_(add|activate|update|remove|set)_' OR proname = 'recover_prepared_transactions' LOOP
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', r.f);
-    END LOOP;
-END $$;
-GRANT EXECUTE ON FUNCTION citus_standin.unsynced(), citus_standin.local_group(), citus_standin.forget_dropped() TO PUBLIC;
-GRANT SELECT ON pg_catalog.pg_dist_node, pg_catalog.pg_dist_local_group, pg_catalog.pg_dist_node_metadata, pg_catalog.pg_dist_poolinfo,
-    pg_catalog.pg_dist_partition, pg_catalog.pg_dist_shard, pg_catalog.pg_dist_placement, pg_catalog.pg_dist_transaction,
-    pg_catalog.citus_nodes, pg_catalog.citus_shards TO PUBLIC;

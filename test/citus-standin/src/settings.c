@@ -11,13 +11,13 @@
 #include "citus.h"
 
 int			MetadataSyncRetryInterval = 5000;
+int			UseSecondaryNodes = 0;
+char	   *ClusterName = NULL;
 
 static char *NodeConninfo = NULL;
 static char *LocalHostname = NULL;
-static char *ClusterName = NULL;
 static char *MainDb = NULL;
 static char *Superuser = NULL;
-static int	UseSecondaryNodes = 0;
 static int	MetadataSyncMode = 0;
 static int	MetadataSyncInterval = 60000;
 static int	NodeConnectionTimeout = 30000;
@@ -25,6 +25,10 @@ static int	Recover2pcInterval = 60000;
 static int	MaxCachedConns = 1;
 static int	MaxClientConnections = -1;
 static int	ShardCount = 32;
+static int	TaskQueueInterval = 5000;
+static int	MaxTaskExecutors = 4;
+static int	MaxTaskExecutorsPerNode = 1;
+static int	TaskDelay = 0;
 static bool EnableDdlPropagation = true;
 static bool EnableCreateDatabasePropagation = false;
 
@@ -65,11 +69,11 @@ DefineSettings(void)
 {
 	Text("citus.node_conninfo", "libpq keywords of every connection between nodes.",
 		 &NodeConninfo, "sslmode=prefer", PGC_SIGHUP);
-	Text("citus.local_hostname", "Own address (no effect).", &LocalHostname, "localhost", PGC_SUSET);
-	Text("citus.cluster_name", "Cluster of secondaries (no effect).", &ClusterName, "default", PGC_SU_BACKEND);
+	Text("citus.local_hostname", "Own address.", &LocalHostname, "localhost", PGC_SUSET);
+	Text("citus.cluster_name", "Whose secondaries this session reads from.", &ClusterName, "default", PGC_SU_BACKEND);
 	Text("citus.main_db", "Main database (no effect).", &MainDb, "", PGC_POSTMASTER);
 	Text("citus.superuser", "Superuser (no effect).", &Superuser, "", PGC_SIGHUP);
-	Choice("citus.use_secondary_nodes", "Read from secondaries (no effect).",
+	Choice("citus.use_secondary_nodes", "Read from secondaries only.",
 		   &UseSecondaryNodes, secondary_options, PGC_SU_BACKEND);
 	Choice("citus.metadata_sync_mode", "How metadata is copied (no effect).",
 		   &MetadataSyncMode, sync_mode_options, PGC_SUSET);
@@ -87,6 +91,14 @@ DefineSettings(void)
 		   &MaxClientConnections, -1, -1, PGC_SUSET, 0);
 	Number("citus.shard_count", "Shards of a new distributed table.",
 		   &ShardCount, 32, 1, PGC_USERSET, 0);
+	Number("citus.background_task_queue_interval", "Time between looks for tasks (no effect: they start at once).",
+		   &TaskQueueInterval, 5000, -1, PGC_SIGHUP, GUC_UNIT_MS);
+	Number("citus.max_background_task_executors", "Tasks at once (no effect: one).",
+		   &MaxTaskExecutors, 4, 1, PGC_SIGHUP, 0);
+	Number("citus.max_background_task_executors_per_node", "Tasks at once on a node (no effect: one).",
+		   &MaxTaskExecutorsPerNode, 1, 1, PGC_SIGHUP, 0);
+	Number("citus_standin.task_delay", "Time that a shard move takes before it copies, for tests.",
+		   &TaskDelay, 0, 0, PGC_USERSET, GUC_UNIT_MS);
 	Flag("citus.enable_ddl_propagation", "Propagate DDL (no effect: only DROP TABLE is).",
 		 &EnableDdlPropagation, true);
 	Flag("citus.enable_create_database_propagation", "Propagate CREATE DATABASE (no effect).",
