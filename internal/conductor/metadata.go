@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	metadataEvery = 2 * time.Second
+	metadataEvery = 1500 * time.Millisecond // what was changed by hand is right again within two seconds
 	metadataAgain = 250 * time.Millisecond
 	metadataLimit = 20 * time.Second
 )
 
-// keepMetadata looks at once when a group has another open primary, and otherwise every two seconds: rows changed by hand
+// keepMetadata looks at once when a group has another open primary, and otherwise so often that rows changed by hand
 // are put right as well.
 func (c *Conductor) keepMetadata(ctx context.Context, lead Lead) {
 	seen, next := "", time.Now()
