@@ -262,7 +262,7 @@ func progressText(answers []admin.CitusAnswer) string {
 			}
 		}
 		for _, e := range j.Errors {
-			fmt.Fprintf(&b, "  ! %s\n", e)
+			fmt.Fprintf(&b, "  ! %s\n", strings.Join(strings.Fields(e), " "))
 		}
 	}
 	return b.String()

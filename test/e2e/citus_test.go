@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"matriarch/citus"
 	"matriarch/internal/testkit"
@@ -142,6 +145,8 @@ func TestCitus(t *testing.T) {
 		}
 	})
 
+	c.Run("there and back", func(t *testing.T) { thereAndBack(t, c, a1) })
+
 	c.Run("drained", func(t *testing.T) {
 		c.WaitPrimary(0).Exec("app", "CREATE TABLE facts (id bigint PRIMARY KEY)", "SELECT create_distributed_table('facts', 'id', shard_count => 8)",
 			fmt.Sprintf("INSERT INTO facts SELECT generate_series(1, %d)", facts))
@@ -161,6 +166,36 @@ func TestCitus(t *testing.T) {
 	c.Run("rebalanced over a failover", func(t *testing.T) { rebalance(t, c, a1) })
 
 	c.Run("retired", func(t *testing.T) { retire(t, c, a1, b1, b2) })
+}
+
+// thereAndBack has a session copy rows into every group while one of them switches over twice: the connections that the session
+// keeps to the server that was stopped must be forgotten before that one is primary again.
+func thereAndBack(t *testing.T, c *testkit.Cluster, from *testkit.Node) {
+	coord := c.WaitPrimary(0)
+	coord.Exec("app", "CREATE TABLE notes (id bigint)", "SELECT create_distributed_table('notes', 'id', shard_count => 8)")
+	if n := query[int](t, coord, "SELECT count(DISTINCT groupid)::int FROM pg_dist_placement WHERE groupid > 0"); n != 2 {
+		t.Fatalf("shards are in %d groups", n)
+	}
+	session, err := coord.Connect(t.Context(), "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close(context.WithoutCancel(t.Context()))
+	for i := range 4 {
+		var rows [][]any
+		for id := range 100 {
+			rows = append(rows, []any{int64(1000*i + id)})
+		}
+		if _, err := session.CopyFrom(t.Context(), pgx.Identifier{"notes"}, []string{"id"}, pgx.CopyFromRows(rows)); err != nil {
+			t.Errorf("after %d switchovers: %v", i, err)
+		}
+		if r := from.CLI("switchover", "--group", "2", "--force"); r.Code != 0 {
+			t.Fatalf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+		}
+		c.WaitHealthy()
+	}
+	coord.Exec("app", "DROP TABLE notes")
+	right(c, from)
 }
 
 // rebalance loses the coordinator in the middle.
