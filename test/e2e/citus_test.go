@@ -189,9 +189,12 @@ func thereAndBack(t *testing.T, c *testkit.Cluster, from *testkit.Node) {
 		if _, err := session.CopyFrom(t.Context(), pgx.Identifier{"notes"}, []string{"id"}, pgx.CopyFromRows(rows)); err != nil {
 			t.Errorf("after %d switchovers: %v", i, err)
 		}
-		if r := from.CLI("switchover", "--group", "2", "--force"); r.Code != 0 {
-			t.Fatalf("exit %d\n%s%s", r.Code, r.Out, r.Err)
-		}
+		c.Eventually("group 2 switches over", func() error { // on a busy machine it can be refused
+			if r := from.CLI("switchover", "--group", "2", "--force"); r.Code != 0 {
+				return fmt.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+			}
+			return nil
+		})
 		c.WaitHealthy()
 		right(c, from) // Citus has told the workers
 	}
