@@ -21,10 +21,10 @@ var ErrHolds = errors.New("holds the only copy of shards")
 
 // RebalanceOptions say how shards are spread.
 type RebalanceOptions struct {
-	Strategy string // by_shard_count or by_disk_size; empty: the database's default
+	Strategy string `json:"strategy,omitempty"` // by_shard_count or by_disk_size; empty: the database's default
 	// Mode is how a shard is copied: auto, force_logical or block_writes; empty: auto, which refuses a table that has neither a
 	// primary key nor a replica identity. A logical move does not pass a pool that lacks the replication protocol.
-	Mode string
+	Mode string `json:"mode,omitempty"`
 	// drain moves shards off groups that take none, and nothing else.
 	drain bool
 }
@@ -128,12 +128,26 @@ func (p *Pool) takesShards(ctx context.Context, s *session, g fsm.GroupID, may b
 // is removed, and the error is an ErrHolds that names tables and shards. Reconcile registers the group again unless Wanted.Gone
 // names it or Wanted.Primaries lacks it.
 func (p *Pool) RemoveGroup(ctx context.Context, term uint64, wants []Wanted, g fsm.GroupID) error {
+	if err := p.Removable(ctx, wants, g); err != nil {
+		return err
+	}
+	for _, want := range wants {
+		err := p.onCoordinator(ctx, term, want, func(ctx context.Context, s *session) error { return p.removeRows(ctx, s, g) })
+		if err != nil {
+			return fmt.Errorf("remove group %d from %s: %w", g, want.Database, err)
+		}
+	}
+	return nil
+}
+
+// Removable looks whether a group's rows could go: the error is RemoveGroup's. It changes nothing and needs no term.
+func (p *Pool) Removable(ctx context.Context, wants []Wanted, g fsm.GroupID) error {
 	if g == 0 {
 		return errors.New("remove group 0: the coordinator cannot be removed")
 	}
 	var held []string
 	for _, want := range wants {
-		err := p.onCoordinator(ctx, term, want, func(ctx context.Context, s *session) error {
+		err := p.onCoordinator(ctx, 0, want, func(ctx context.Context, s *session) error {
 			shards, err := onlyHere(ctx, s, g)
 			for _, h := range shards {
 				held = append(held, fmt.Sprintf("database %s: %s", want.Database, h))
@@ -146,12 +160,6 @@ func (p *Pool) RemoveGroup(ctx context.Context, term uint64, wants []Wanted, g f
 	}
 	if len(held) > 0 {
 		return fmt.Errorf("remove group %d: it %w: %s: drain it first", g, ErrHolds, strings.Join(held, "; "))
-	}
-	for _, want := range wants {
-		err := p.onCoordinator(ctx, term, want, func(ctx context.Context, s *session) error { return p.removeRows(ctx, s, g) })
-		if err != nil {
-			return fmt.Errorf("remove group %d from %s: %w", g, want.Database, err)
-		}
 	}
 	return nil
 }

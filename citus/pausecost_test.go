@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"matriarch/fsm"
+	"matriarch/pgmanager/pgconf"
 )
 
 // kind is a client that repeats one piece of work.
@@ -138,8 +139,9 @@ func (f *trial) switchOver(g fsm.GroupID, to *server) (Timings, time.Duration) {
 // dead ones to the stopped server, and COPY and writes to reference tables fail on them once it is primary at that address again.
 func (f *trial) forget(i int) {
 	f.t.Helper()
+	links := pgconf.Settings{Citus: true, Links: uint64(i)}.Managed()["citus.node_conninfo"]
 	for _, s := range f.servers {
-		s.exec("postgres", fmt.Sprintf("ALTER SYSTEM SET citus.node_conninfo = 'sslmode=prefer keepalives_count=%d'", 3+i%2),
+		s.exec("postgres", fmt.Sprintf("ALTER SYSTEM SET citus.node_conninfo = '%s'", links),
 			"SELECT pg_reload_conf()")
 	}
 }

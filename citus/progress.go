@@ -11,13 +11,14 @@ import (
 
 // Move is one shard on its way, or planned to go, from one node to another.
 type Move struct {
-	Table    string `json:"table"`
-	Shard    int64  `json:"shard"`
-	Bytes    int64  `json:"bytes"`
-	Copied   int64  `json:"copied"` // bytes at the target now; 0 in a plan
-	From, To Addr
-	State    string `json:"state"`            // planned, waiting, moving, done
-	Detail   string `json:"detail,omitempty"` // Citus' own words: "Copying Data", "Catching Up", ...
+	Table  string `json:"table"`
+	Shard  int64  `json:"shard"`
+	Bytes  int64  `json:"bytes"`
+	Copied int64  `json:"copied"` // bytes at the target now; 0 in a plan
+	From   Addr   `json:"from"`
+	To     Addr   `json:"to"`
+	State  string `json:"state"`            // planned, waiting, moving, done
+	Detail string `json:"detail,omitempty"` // Citus' own words: "Copying Data", "Catching Up", ...
 }
 
 // Job is a rebalance in the background.

@@ -17,11 +17,16 @@ type DatabaseStatus struct {
 	Problems    []string     `json:"problems,omitempty"`    // what needs an operator
 }
 
-// Right reports whether every node answered and nothing differs.
+// Right reports whether every node answered, Citus has told all of them what it had to, and nothing differs.
 func (d DatabaseStatus) Right() bool {
 	for _, n := range d.Nodes {
 		if n.Error != "" {
 			return false
+		}
+		for _, r := range n.Rows {
+			if n.Group == 0 && r.HasMetadata && !r.Synced {
+				return false
+			}
 		}
 	}
 	return len(d.Differences) == 0 && len(d.Problems) == 0

@@ -64,6 +64,10 @@ func Want(s *fsm.State, database string) (Wanted, error) {
 	}
 	for _, id := range s.GroupIDs() {
 		g := s.Groups[id]
+		if g.Retired {
+			w.Gone = append(w.Gone, id)
+			continue
+		}
 		n, ok := s.Primary(id)
 		if id == 0 && !ok { // its own copy of the rows must be right before clients, or its maintenance daemon, can use it
 			n, ok = s.Promoted(id)

@@ -28,6 +28,12 @@ func TestWant(t *testing.T) {
 	if d := cmp.Diff(want, got); err != nil || d != "" {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
+	g := s.Groups[2]
+	g.Retired = true
+	s.Groups[2] = g
+	if got, err = Want(s, "app"); err != nil || !got.gone(2) || len(got.Primaries) != 2 {
+		t.Errorf("a retired group is still wanted: %+v, %v", got, err)
+	}
 	s.Nodes["a"] = fsm.Node{Name: "a", Postgres: "nonsense"}
 	if _, err := Want(s, "app"); err == nil {
 		t.Error("an address without port was taken")

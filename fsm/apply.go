@@ -229,7 +229,14 @@ func (e entry) nodeRemove(c NodeRemove) Result {
 		return refuse("node %s is not a member of this cluster", c.Node)
 	}
 	g := e.Groups[n.Group]
+	only := len(e.Members(n.Group)) == 1
+	last := only && g.Retired // nobody is left to hand over to, and nobody misses it
 	switch {
+	case last:
+	case only && g.SystemID != "" && n.Group != 0:
+		return refuse("node %s is the only node of group %d, whose data would go with it: retire the group first (matriarch citus remove-group %d)", n.Name, n.Group, n.Group)
+	case only && g.SystemID != "":
+		return refuse("node %s is the only node of the coordinator's group, whose data would go with it", n.Name)
 	case g.Lease.Holder == c.Node:
 		return refuse("node %s holds the lease of group %d: fail over to another node first", n.Name, n.Group)
 	case slices.ContainsFunc(g.pairs(), func(p Pair) bool { return p.Has(c.Node) }):

@@ -280,6 +280,9 @@ func (e entry) groupSet(c GroupSet) Result {
 	if c.Mode != "" && c.Mode != Quorum && c.Mode != Off {
 		return refuse("mode %q: use quorum or off", c.Mode)
 	}
+	if c.Retired != nil && *c.Retired && c.Group == 0 {
+		return refuse("group 0 is the coordinator: it cannot be retired")
+	}
 	if c.Mode != "" {
 		g.Mode = c.Mode
 	}
@@ -288,6 +291,14 @@ func (e entry) groupSet(c GroupSet) Result {
 	}
 	if c.Early != nil {
 		g.NoEarly = !*c.Early
+	}
+	if c.Retired != nil && g.Retired != *c.Retired {
+		g.Retired = *c.Retired
+		text := "group taken back into the Citus metadata"
+		if g.Retired {
+			text = "group retired: it leaves the Citus metadata"
+		}
+		e.note(c.Group, History{Kind: "retired", Epoch: g.Epoch, Text: text})
 	}
 	e.Groups[c.Group] = g
 	return done

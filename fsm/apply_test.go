@@ -49,6 +49,8 @@ var (
 	quorate = append(slices.Clip(opened),
 		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b")}, SyncConfirm{0, ep(1), NewPair(1, "b")},
 		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b", "c")}, SyncConfirm{0, ep(1), NewPair(1, "b", "c")})
+	opened1 = append(slices.Clip(members), TokenPut{Token{ID: "t2", Uses: 1}}, Claim{1, "w"}, Initialised{1, "w", "sys1", 1},
+		GrantCmd{Group: 1, Holder: "w", Instance: "i-w", TTL: 5 * time.Second, Pair: NewPair(0)}, Promoted{1, ep(1), 2, 1, 100}, SyncConfirm{1, ep(1), Pair{}})
 	freed = append(slices.Clip(quorate), Expire{0, ep(1)})
 )
 
@@ -99,6 +101,11 @@ func TestApplyRefusals(t *testing.T) {
 		{"put into another group", members, NodePut{node("b", 1)}, "cannot move to group 1"},
 		{"remove a stranger", members, NodeRemove{"x"}, "not a member"},
 		{"remove the holder", granted, NodeRemove{"a"}, "holds the lease"},
+		{"remove the only node of a group", opened1, NodeRemove{"w"}, "citus remove-group 1"},
+		{"remove the only node of the coordinator", append(slices.Clip(opened), NodeRemove{"b"}, NodeRemove{"c"}), NodeRemove{"a"}, "only node of the coordinator's group"},
+		{"remove the only node of a group taken back", append(slices.Clip(opened1), GroupSet{Group: 1, Retired: new(true)}, GroupSet{Group: 1, Retired: new(false)}), NodeRemove{"w"}, "only node of group 1"},
+		{"remove the holder of a retired group of two", append(slices.Clip(opened1), Join{node("w2", 1), "t2"}, GroupSet{Group: 1, Retired: new(true)}), NodeRemove{"w"}, "holds the lease"},
+		{"retire the coordinator", opened, GroupSet{Group: 0, Retired: new(true)}, "it cannot be retired"},
 		{"remove a synchronous standby", quorate, NodeRemove{"b"}, "synchronous set"},
 		{"remove the last primary", freed, NodeRemove{"a"}, "may be the only copy"},
 		{"drop a strange token", members, TokenDrop{"x"}, "not known"},
@@ -245,6 +252,12 @@ func TestApplyEffects(t *testing.T) {
 			Sync{Pairs: []Pair{{}}, Confirmed: Epoch{2, 2}},
 		},
 		{"policy", seq(members, GroupSet{Group: 0, Mode: Off, Paused: new(true)}, GroupSet{Group: 0, Paused: new(false)}), func(s *State) any { return []any{g0(s).Mode, g0(s).Paused} }, []any{Off, false}},
+		{"the last node of a retired group", seq(opened1, GroupSet{Group: 1, Retired: new(true)}, NodeRemove{"w"}), func(s *State) any { return []any{s.Removed["w"], s.GroupIDs()} }, []any{"n-w", []GroupID{0}}},
+		{
+			"retired and taken back", seq(opened1, GroupSet{Group: 1, Retired: new(true)}, GroupSet{Group: 1, Retired: new(true)}, GroupSet{Group: 1, Retired: new(false)}),
+			func(s *State) any { return []any{s.Groups[1].Retired, len(s.History[1]), s.History[1][4].Kind} },
+			[]any{false, 6, "retired"},
+		},
 		{"an operation", seq(opened, opTo("b", false)), func(s *State) any { return g0(s).Op.To }, NodeID("b")},
 		{"an operation ends with the Grant", seq(freed, opTo("b", false), grantTo("b", 1)), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},
 		{"an operation given up", seq(opened, opTo("b", false), OperationDrop{Group: 0, ID: "op"}), func(s *State) any { return g0(s).Op }, (*Operation)(nil)},

@@ -57,6 +57,8 @@ func everyCommand() []Command {
 		GateSet{1},
 		Recovered{2},
 		NodeRemove{"b"},
+		GroupSet{Group: 0, Retired: new(true)},
+		OperationPut{Group: 0, Operation: Operation{ID: "m", Kind: "switchover", To: "b", By: "me", At: epochZero, WaitMoves: time.Minute}},
 	}
 }
 

@@ -24,6 +24,8 @@ type Operation struct {
 	PausedMS int64  `json:"paused_ms,omitempty"` // how long writes waited
 	Done     bool   `json:"done,omitempty"`      // it reached its end
 	Outcome  string `json:"outcome,omitempty"`   // one sentence, once it is over
+
+	WaitMoves time.Duration `json:"wait_moves,omitempty"` // how long the check waits for shards on the move; 0: they are a refusal
 }
 
 // Step is one phase that is over. Took is of the leader's clock; 0 when the leader changed meanwhile.

@@ -122,6 +122,7 @@ type Group struct {
 	Mode       Mode       `json:"mode"`
 	Paused     bool       `json:"paused,omitempty"`   // no automatic change of primary
 	NoEarly    bool       `json:"no_early,omitempty"` // a failover always waits for the end of the lease
+	Retired    bool       `json:"retired,omitempty"`  // not wanted in the Citus metadata any more: its nodes may go, down to the last
 	ClaimedBy  NodeID     `json:"claimed_by"`         // the node that may create the group's first data directory
 	SystemID   string     `json:"system_id"`          // PostgreSQL's system identifier; empty until initialised
 	Lease      Lease      `json:"lease"`

@@ -27,6 +27,7 @@ type Conf struct {
 	Upstream   *Upstream         // nil for none
 	Nodes      []string          // addresses of all nodes of the formation, own included
 	Databases  int               // Citus databases
+	Links      uint64            // see pgconf.Settings
 	Parameters map[string]string // the cluster's settings, over the node's own
 }
 

@@ -158,7 +158,7 @@ func (m *Manager) dataMajor() int {
 func (c Config) settings(w Conf) pgconf.Settings {
 	s := pgconf.Settings{
 		Name: c.Name, Host: c.Host, Port: c.Port, ListenAddresses: c.ListenAddresses, SocketDir: c.SocketDir,
-		HBAFile: c.hbaFile(), SyncNames: w.SyncNames, Citus: c.Citus, Databases: w.Databases, TLS: c.TLS,
+		HBAFile: c.hbaFile(), SyncNames: w.SyncNames, Citus: c.Citus, Databases: w.Databases, Links: w.Links, TLS: c.TLS,
 		Parameters: map[string]string{},
 	}
 	maps.Copy(s.Parameters, c.Parameters)

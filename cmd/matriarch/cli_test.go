@@ -39,6 +39,9 @@ type fake struct {
 
 	restarted []string
 	unfit     error
+
+	citus func(to fsm.NodeID, r admin.CitusRequest) ([]admin.CitusAnswer, error)
+	did   []admin.CitusDo // of the leader
 }
 
 func newFake() *fake {
@@ -90,6 +93,13 @@ func (f *fake) RestartStandby(_ context.Context, n fsm.Node) error {
 
 func (f *fake) WouldSwitch(_ context.Context, _ fsm.Node, _ fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return to, f.unfit
+}
+
+func (f *fake) Citus(_ context.Context, to fsm.Node, r admin.CitusRequest) ([]admin.CitusAnswer, error) {
+	if r.Do.Writes() {
+		f.did = append(f.did, r.Do)
+	}
+	return f.citus(to.ID, r)
 }
 
 // group changes a group of the fake's state.
@@ -219,33 +229,39 @@ func TestGolden(t *testing.T) {
 
 func TestUsageErrors(t *testing.T) {
 	for args, want := range map[string]string{
-		"":                           "no verb given",
-		"lst":                        `unknown verb "lst" (did you mean list?)`,
-		"frobnicate":                 `unknown verb "frobnicate": see 'matriarch --help'`,
-		"list --foo":                 "unknown flag --foo: see 'matriarch list --help'",
-		"list -x":                    "unknown flag -x",
-		"list extra":                 `unexpected argument "extra"`,
-		"list --output xml":          `output "xml" must be table, json or yaml`,
-		"list --interval 0":          "interval",
-		"list --group one":           "invalid value",
-		"list --config":              "flag --config needs a value",
-		"token":                      "say which: list, create, revoke",
-		"token mint":                 `unknown verb "mint"`,
-		"token revoke":               "ID is missing: see 'matriarch token revoke --help'",
-		"token create --ttl 1s":      "ttl",
-		"token create --uses 0":      "uses 0",
-		"remove":                     "NODE is missing",
-		"failover":                   "--group is missing",
-		"failover --group 1 --trust": "--trust needs --candidate",
-		"explain coord-1 --group 0":  "not both",
-		"config set":                 "KEY=VALUE is missing",
-		"config set ttl=1s":          "ttl: 1s must be 4s to 1m0s",
-		"config set nope=1":          `unknown setting "nope"`,
-		"join":                       "--token is missing",
-		"sentinel":                   "--socket is missing",
-		"demo fly":                   `unknown verb "fly"`,
-		"demo kill":                  "NODE is missing",
-		"demo measure --runs 0":      "runs 0",
+		"":                              "no verb given",
+		"lst":                           `unknown verb "lst" (did you mean list?)`,
+		"frobnicate":                    `unknown verb "frobnicate": see 'matriarch --help'`,
+		"list --foo":                    "unknown flag --foo: see 'matriarch list --help'",
+		"list -x":                       "unknown flag -x",
+		"list extra":                    `unexpected argument "extra"`,
+		"list --output xml":             `output "xml" must be table, json or yaml`,
+		"list --interval 0":             "interval",
+		"list --group one":              "invalid value",
+		"list --config":                 "flag --config needs a value",
+		"token":                         "say which: list, create, revoke",
+		"token mint":                    `unknown verb "mint"`,
+		"token revoke":                  "ID is missing: see 'matriarch token revoke --help'",
+		"token create --ttl 1s":         "ttl",
+		"token create --uses 0":         "uses 0",
+		"remove":                        "NODE is missing",
+		"failover":                      "--group is missing",
+		"failover --group 1 --trust":    "--trust needs --candidate",
+		"explain coord-1 --group 0":     "not both",
+		"config set":                    "KEY=VALUE is missing",
+		"config set ttl=1s":             "ttl: 1s must be 4s to 1m0s",
+		"config set nope=1":             `unknown setting "nope"`,
+		"join":                          "--token is missing",
+		"sentinel":                      "--socket is missing",
+		"citus":                         "say which: status, rebalance, drain, remove-group, add-group",
+		"citus drain":                   "GROUP is missing",
+		"citus drain two":               `GROUP "two" must be a number`,
+		"citus rebalance --mode x":      `mode "x" must be auto`,
+		"citus rebalance --plan --stop": "give one of them",
+		"switchover --group 1 --force --wait-moves 48h": "--wait-moves 48h0m0s must be",
+		"demo fly":              `unknown verb "fly"`,
+		"demo kill":             "NODE is missing",
+		"demo measure --runs 0": "runs 0",
 	} {
 		got := invoke(t, newFake(), "", strings.Fields(args)...)
 		if got.code != 2 || !strings.Contains(got.err, want) || got.out != "" {

@@ -42,7 +42,7 @@ func (p *program) removeVerb() *cli.Command {
 	return &cli.Command{
 		Name: "remove", Usage: "take a node out of the cluster for good", ArgsUsage: "NODE", Category: "Change",
 		Description: "For a node that will not come back, or that should go. Its identity can never be used again; the host may join anew with an empty state\n" +
-			"directory. A primary is refused: fail over first.\nExample:\n   matriarch remove work1-2",
+			"directory. A primary is refused: fail over first. The last node of a group goes only after 'matriarch citus remove-group'.\nExample:\n   matriarch remove work1-2",
 		Flags: []cli.Flag{yesFlag()},
 		Action: func(c *cli.Context) error {
 			args, err := arguments(c, "NODE")
@@ -70,13 +70,22 @@ func (p *program) takeOut(c *cli.Context, cl cluster, name string) error {
 		return err
 	}
 	g := st.State.Groups[n.Group]
-	if g.Lease.Holder == n.ID {
-		if len(st.State.Members(n.Group)) == 1 {
-			return fmt.Errorf("%s refused: %s is the only node of group %d, its data would go with it", c.Command.Name, n.Name, n.Group)
+	only := len(st.State.Members(n.Group)) == 1
+	switch {
+	case only && g.Retired:
+	case only && g.SystemID != "":
+		remedy := ""
+		if n.Group != 0 && st.State.Cluster.Settings.Citus {
+			remedy = fmt.Sprintf(": first 'matriarch citus drain %d' and 'matriarch citus remove-group %d'", n.Group, n.Group)
 		}
+		return fmt.Errorf("%s refused: %s is the only node of group %d, its data would go with it%s", c.Command.Name, n.Name, n.Group, remedy)
+	case g.Lease.Holder == n.ID:
 		return fmt.Errorf("%s refused: %s is the primary of group %d: first 'matriarch failover --group %d'", c.Command.Name, n.Name, n.Group, n.Group)
 	}
 	question := fmt.Sprintf("%s (group %d, %s) leaves cluster %s for good.", n.Name, n.Group, n.Peer, st.State.Cluster.ID)
+	if only && g.Retired {
+		question += fmt.Sprintf(" It is the last node of group %d.", n.Group)
+	}
 	if err := p.confirm(c, n.Name, question); err != nil {
 		return err
 	}

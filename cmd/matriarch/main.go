@@ -43,6 +43,7 @@ type cluster interface {
 	Submit(ctx context.Context, r admin.Request) (fsm.Result, error)
 	RestartStandby(ctx context.Context, n fsm.Node) error
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
+	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
 	Close()
 }
 
@@ -104,7 +105,7 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "print as table, json or yaml", Value: "table"},
 		},
 		Commands: append(leadVerbs(),
-			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(),
+			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.citusVerb(),
 			p.configVerb(), p.demoVerb(), p.versionVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,

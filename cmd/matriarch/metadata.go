@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"matriarch/citus"
@@ -18,10 +19,16 @@ func (n *node) metadata(pg pgmanager.Config) conductor.Metadata {
 		return nil
 	}
 	n.citus = citus.NewPool(citus.Config{User: pg.Superuser, Password: pg.SuperuserPassword})
-	return metadata{n.citus}
+	return &metadata{pool: n.citus, log: n.log}
 }
 
-type metadata struct{ pool *citus.Pool }
+// metadata implements conductor.Metadata. One round runs at a time.
+type metadata struct {
+	pool *citus.Pool
+	log  *slog.Logger
+	term uint64   // whose leader has ended what earlier ones held
+	left []string // databases that were listed before
+}
 
 // databaseRows is what `citus` knows of one database, for people.
 type databaseRows struct {
@@ -31,18 +38,27 @@ type databaseRows struct {
 	Rows     []citus.RowStatus `json:"rows"`
 }
 
+// everyGroup is no group: none is left out.
+const everyGroup fsm.GroupID = -1
+
 // Reconcile implements conductor.Metadata: one look at every database, and what is found wrong put right.
-func (m metadata) Reconcile(ctx context.Context, term uint64, s *fsm.State) conductor.MetadataReport {
+func (m *metadata) Reconcile(ctx context.Context, term uint64, state func() *fsm.State) conductor.MetadataReport {
+	m.takeOver(ctx, term, state())
 	out := conductor.MetadataReport{Synced: true}
+	databases := state().Cluster.Settings.Databases
+	out.Left = m.leave(databases)
 	var rows []databaseRows
 	var errs []error
-	for _, db := range s.Cluster.Settings.Databases {
-		want, err := citus.Want(s, db)
+	for _, db := range databases {
+		want, err := citus.Want(state(), db)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		rep, err := m.pool.Reconcile(ctx, term, want)
+		if errors.Is(err, citus.ErrPaused) {
+			return conductor.MetadataReport{Paused: true}
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("database %s: %w", db, err))
 		}
@@ -60,4 +76,28 @@ func (m metadata) Reconcile(ctx context.Context, term uint64, s *fsm.State) cond
 	}
 	out.Rows = rows
 	return out
+}
+
+// takeOver ends, once in a term, what leaders of earlier terms hold: a pause of theirs would keep the first round waiting. Who
+// does not answer holds nothing that matters now, and its dead man's switch does the rest.
+func (m *metadata) takeOver(ctx context.Context, term uint64, s *fsm.State) {
+	if m.term == term {
+		return
+	}
+	m.term = term
+	ws, err := wants(s)
+	if err == nil {
+		err = m.pool.TakeOver(ctx, term, ws, everyGroup)
+	}
+	if err != nil {
+		m.log.Debug("sessions of earlier leaders not all ended", "error", err)
+	}
+}
+
+// leave lets go of databases that are not listed any more, and remembers them for the report.
+func (m *metadata) leave(databases []string) []string {
+	m.left = append(m.left, m.pool.Serve(databases)...)
+	slices.Sort(m.left)
+	m.left = slices.DeleteFunc(slices.Compact(m.left), func(db string) bool { return slices.Contains(databases, db) })
+	return slices.Clone(m.left)
 }

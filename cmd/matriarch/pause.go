@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"matriarch/citus"
 	"matriarch/fsm"
@@ -114,4 +115,50 @@ func (h holding) Resume(ctx context.Context, s *fsm.State) error {
 	t, err := h.Pause.Resume(ctx, ws)
 	h.log.Info("pause over", "lock", t.Lock.String(), "rows", t.Rows.String(), "write", t.Write.String(), "held", t.Held.String())
 	return err
+}
+
+// movesPoll is how often it is looked whether shards still move: a look opens a session.
+const movesPoll = 500 * time.Millisecond
+
+// awaitMoves returns when no shard moves in any database, or says which do when the operation has waited for as long as it was
+// told to, or is there no more.
+func (n *node) awaitMoves(ctx context.Context, g fsm.Group) error {
+	ctx, cancel := context.WithTimeout(ctx, g.Op.WaitMoves)
+	defer cancel()
+	t := time.NewTicker(movesPoll)
+	defer t.Stop()
+	for {
+		s := n.consensus.State()
+		if op := s.Groups[g.ID].Op; op == nil || op.ID != g.Op.ID {
+			return errors.New("it was given up while shards moved")
+		}
+		moving, err := n.moving(ctx, s)
+		if err == nil && len(moving) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			if err != nil {
+				return fmt.Errorf("whether shards move is not known after %s: %w", g.Op.WaitMoves, err)
+			}
+			return fmt.Errorf("shards still move after %s: %s", g.Op.WaitMoves, strings.Join(moving, "; "))
+		case <-t.C:
+		}
+	}
+}
+
+func (n *node) moving(ctx context.Context, s *fsm.State) ([]string, error) {
+	ws, err := wants(s)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, w := range ws {
+		moves, err := n.citus.MovesRunning(ctx, w)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, moves...)
+	}
+	return out, nil
 }

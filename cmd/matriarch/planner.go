@@ -25,6 +25,16 @@ type pauser interface {
 
 // Check implements conductor.Planner.
 func (p planner) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Group) (fsm.NodeID, error) {
+	if g.Op.WaitMoves > 0 && p.n.citus != nil {
+		if err := p.n.awaitMoves(ctx, g); err != nil {
+			return "", err
+		}
+		s = p.n.consensus.State()
+		g = s.Groups[g.ID]
+		if g.Op == nil {
+			return "", errors.New("it was given up while shards moved")
+		}
+	}
 	to := g.Lease.Holder
 	if g.Op.Kind == fsm.Switchover {
 		var err error

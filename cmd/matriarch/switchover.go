@@ -27,6 +27,7 @@ func (p *program) switchoverVerb() *cli.Command {
 			&cli.BoolFlag{Name: "cancel", Usage: "drop what is planned, or roll back what has not come to the point of no return"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "say who would take over, or what stands against it, and change nothing"},
 			&cli.BoolFlag{Name: "force", Usage: "do not ask; transactions in the way of the pause are ended instead of refusing"},
+			&cli.DurationFlag{Name: "wait-moves", Usage: "wait up to this `TIME` for shards on the move, and begin then; without: they are a refusal"},
 			&cli.DurationFlag{Name: "wait", Usage: "how long to follow what happens", Value: 3 * time.Minute},
 			yesFlag(),
 		},
@@ -47,6 +48,9 @@ func (p *program) switchoverVerb() *cli.Command {
 	}
 }
 
+// maxWaitMoves: meanwhile no other group can switch over.
+const maxWaitMoves = 24 * time.Hour
+
 func (p *program) switchover(c *cli.Context, cl cluster) error {
 	st, g, err := groupOf(c, cl)
 	if err != nil {
@@ -62,6 +66,9 @@ func (p *program) switchover(c *cli.Context, cl cluster) error {
 			return err
 		}
 		op.To = n.ID
+	}
+	if op.WaitMoves = c.Duration("wait-moves"); op.WaitMoves < 0 || op.WaitMoves > maxWaitMoves {
+		return usagef(c, "--wait-moves %s must be 0s to %s", op.WaitMoves, maxWaitMoves)
 	}
 	if op.Due, err = dueTime(c, c.String("at"), p.now()); err != nil {
 		return err
@@ -162,7 +169,7 @@ func (p *program) operate(c *cli.Context, cl cluster, g fsm.Group, op fsm.Operat
 	if c.String("output") == "table" {
 		show = p.out
 	}
-	last, err := followOperation(c.Context, cl, g.ID, op.ID, show, c.Duration("wait"))
+	last, err := followOperation(c.Context, cl, g.ID, op.ID, show, c.Duration("wait")+op.WaitMoves)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", c.Command.Name, err)

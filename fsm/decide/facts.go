@@ -122,7 +122,7 @@ func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bo
 
 // wantPrimaryConf is what a holder's PostgreSQL must be set to, at every stage from before its promotion on.
 func (f Facts) wantPrimaryConf() Conf {
-	c := Conf{Phase: Closed, Sync: f.Group.Sync.Target(), Epoch: f.Epoch, Access: Access(f.State)}
+	c := f.shared(Conf{Phase: Closed, Sync: f.Group.Sync.Target(), Epoch: f.Epoch})
 	switch {
 	case f.Group.Opened():
 		c.Phase = Open
@@ -135,11 +135,39 @@ func (f Facts) wantPrimaryConf() Conf {
 // wantStandbyConf is what a follower must be set to. Clients enter once it has streamed: a former primary may have shown
 // them what was never acknowledged.
 func (f Facts) wantStandbyConf() Conf {
-	c := Conf{Phase: f.Conf.Phase, Epoch: f.Epoch, Upstream: f.Group.Lease.Holder, Access: Access(f.State)}
+	c := f.shared(Conf{Phase: f.Conf.Phase, Epoch: f.Epoch, Upstream: f.Group.Lease.Holder})
 	if f.PG.Streaming && f.Conf.Upstream == c.Upstream && f.Conf.Epoch == c.Epoch {
 		c.Phase = Open
 	}
 	return c
+}
+
+// shared fills in what is the same on all nodes.
+func (f Facts) shared(c Conf) Conf {
+	c.Access, c.Links, c.Spaces = Access(f.State), Links(f.State), len(f.Settings.Databases)
+	return c
+}
+
+// Links is a number that changes after every change of primary anywhere. Citus' sessions keep a connection to a server that was
+// stopped, and COPY fails on it once that server is primary again at the same address: so they are told to forget in between.
+// After a switchover that is when clients do not wait any more, since everybody connects anew then. A restart leaves no such
+// time: it is told while the server is down, to those who are not waiting for it yet.
+func Links(s *fsm.State) uint64 {
+	if !s.Cluster.Settings.Citus {
+		return 0
+	}
+	var n uint64
+	for _, g := range s.Groups {
+		n += g.Sync.Confirmed.N
+		switch op := g.Op; {
+		case !op.Pausing():
+		case op.Kind == fsm.Restart && (op.Phase == fsm.Demote || op.Phase == fsm.Promote):
+			n++
+		case op.Kind == fsm.Switchover && op.Phase == fsm.Resume && g.Sync.Confirmed.N > 0:
+			n--
+		}
+	}
+	return n
 }
 
 // Access names the nodes whose addresses a PostgreSQL must let in: when it changes, the generated hba does.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -54,7 +55,7 @@ func primary(edit ...func(*View)) View {
 			{Node: "b", Streaming: true}, {Node: "c", Streaming: true},
 		}},
 		Local: Local{HasData: true, SystemID: "sys", Promise: ep(1), Lineage: map[fsm.Timeline]fsm.Epoch{1: {}, 2: ep(1)}},
-		Conf:  Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1), Access: access},
+		Conf:  Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1), Access: access, Links: 1, Spaces: 1},
 	}
 	for _, f := range edit {
 		f(&v)
@@ -68,7 +69,7 @@ func standby(edit ...func(*View)) View {
 		Sentinel: Sentinel{Connected: true, Postmaster: 8},
 		PG:       Postgres{Reachable: true, InRecovery: true, Timeline: 2, LSN: 190, Streaming: true},
 		Local:    Local{HasData: true, SystemID: "sys", Promise: ep(1), Lineage: map[fsm.Timeline]fsm.Epoch{1: {}, 2: ep(1)}},
-		Conf:     Conf{Phase: Open, Epoch: ep(1), Upstream: "a", Access: access},
+		Conf:     Conf{Phase: Open, Epoch: ep(1), Upstream: "a", Access: access, Links: 1, Spaces: 1},
 	}
 	for _, f := range edit {
 		f(&v)
@@ -106,6 +107,13 @@ func openB(g *fsm.Group) {
 
 func detached(v *View) { v.Conf, v.PG.Streaming, v.PG.Settled = Conf{Phase: Closed}, false, true }
 
+// elsewhere lets another group have a primary of its own.
+func elsewhere(v *View) {
+	s := *v.State
+	s.Groups = map[fsm.GroupID]fsm.Group{0: s.Groups[0], 1: {ID: 1, Sync: fsm.Sync{Confirmed: ep(1)}}}
+	v.State = &s
+}
+
 type nodeExample struct {
 	name string
 	rule string
@@ -127,6 +135,12 @@ var nodeExamples = []nodeExample{
 	{"another sentinel's lease", "R112", primary(func(v *View) { v.Instance = "new" }), Fence{}},
 	{"a restarted agent knows nothing yet", "R113", primary(func(v *View) { v.State = fsm.NewState() }), nil},
 	{"a restarted agent knows an old state", "R113", primary(func(v *View) { v.Sentinel.Epoch = ep(5) }), nil},
+	{"the last primary of a retired group goes", "R122", primary(func(v *View) {
+		s := *v.State
+		s.Nodes, s.Groups, s.Removed = map[fsm.NodeID]fsm.Node{}, map[fsm.GroupID]fsm.Group{}, map[fsm.NodeID]string{"a": "n-a"}
+		v.State = &s
+	}), StopPG{}},
+	{"it has stopped, and its log does not tell it more", "R122", primary(func(v *View) { v.Sentinel, v.Removed = Sentinel{Connected: true}, true }), Exit{}},
 	{"crashed", "R115", primary(func(v *View) { v.Sentinel = Sentinel{Connected: true, Exit: "signal 9"} }), Release{ep(1)}},
 	{"crashed with the lease of an earlier sentinel", "R115", primary(func(v *View) { v.Sentinel, v.Instance = Sentinel{Connected: true}, "new" }), Release{ep(1)}},
 	{"a switchover", "R117", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Demote, Epoch: ep(1)} })), StepDown{ep(1)}},
@@ -207,6 +221,13 @@ var nodeExamples = []nodeExample{
 	{"diverged, not open", "R314", primary(func(v *View) { v.Sentinel.Primary = false }, group(promotedB), detached), nil},
 	{"WAL removed", "R320", standby(func(v *View) { v.PG.Streaming, v.PG.WALRemoved = false, true }), Clone{"a", ep(1)}},
 	{"slots of a former primary", "R335", standby(func(v *View) { v.PG.SlotsWrong = true }), Slots{}},
+	{"another primary elsewhere", "R230", primary(elsewhere), Configure{Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}}},
+	{"another primary elsewhere, to a standby", "R330", standby(elsewhere), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a"}}},
+	{"another database", "R230", primary(func(v *View) {
+		s := *v.State
+		s.Cluster.Settings.Databases = []string{"app", "web"}
+		v.State = &s
+	}), Configure{Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}}},
 	{"follow", "R330", primary(func(v *View) { v.Sentinel.Primary, v.PG.LSN = false, 180 }, group(promotedB), detached), Configure{Conf{Phase: Closed, Epoch: ep(2), Upstream: "b"}}},
 	{"opens once it streams", "R330", standby(func(v *View) { v.Conf.Phase = Closed }), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a"}}},
 	{"streams", "R340", standby(), nil},
@@ -224,6 +245,9 @@ var nodeExamples = []nodeExample{
 	{"an epoch below the promise is not followed", "R900", standby(detached, func(v *View) { v.Local.Promise = ep(2) }), nil},
 }
 
+// everywhere is what all nodes have alike.
+var everywhere = regexp.MustCompile(`Access:[a-c:2 ]* Links:\d+ Spaces:\d+`)
+
 func TestNodeExamples(t *testing.T) {
 	won := map[string]bool{}
 	for _, e := range nodeExamples {
@@ -234,7 +258,7 @@ func TestNodeExamples(t *testing.T) {
 			if p.Rule != e.rule {
 				t.Fatalf("%s won (%s), want %s", p.Rule, p.Reason, e.rule)
 			}
-			if got, want := strings.ReplaceAll(fmt.Sprintf("%T%+v", p.Action, p.Action), access, ""), fmt.Sprintf("%T%+v", e.want, e.want); got != want {
+			if got, want := everywhere.ReplaceAllString(fmt.Sprintf("%T%+v", p.Action, p.Action), "Access: Links:0 Spaces:0"), fmt.Sprintf("%T%+v", e.want, e.want); got != want {
 				t.Errorf("action %s, want %s", got, want)
 			}
 			if p.Reason == "" || strings.Contains(p.Reason, "%!") {
@@ -288,5 +312,36 @@ func TestRulesAreDocumented(t *testing.T) {
 	}
 	if d := cmp.Diff(string(b), Dump()); d != "" {
 		t.Errorf("run `go test ./fsm/decide -update`:\n%s", d)
+	}
+}
+
+// TestLinks: after every change of primary there is another number, and during a switchover's pause there is none.
+func TestLinks(t *testing.T) {
+	op := func(kind, phase string) *fsm.Operation { return &fsm.Operation{Kind: kind, Phase: phase} }
+	links := func(confirmed uint64, op *fsm.Operation) uint64 {
+		s := world(func(g *fsm.Group) { g.Sync.Confirmed, g.Op = ep(confirmed), op })
+		s.Groups[1] = fsm.Group{Sync: fsm.Sync{Confirmed: ep(10)}}
+		return Links(s)
+	}
+	type moment struct {
+		confirmed uint64
+		op        *fsm.Operation
+		want      uint64
+	}
+	for name, story := range map[string][]moment{
+		"a failover":   {{3, nil, 13}, {3, op(fsm.Failover, ""), 13}, {4, nil, 14}},
+		"a switchover": {{3, op(fsm.Switchover, fsm.Check), 13}, {3, op(fsm.Switchover, fsm.Demote), 13}, {3, op(fsm.Switchover, fsm.Promote), 13}, {4, op(fsm.Switchover, fsm.Resume), 13}, {4, nil, 14}},
+		"a restart":    {{3, op(fsm.Restart, fsm.Pause), 13}, {3, op(fsm.Restart, fsm.Demote), 14}, {3, op(fsm.Restart, fsm.Promote), 14}, {4, op(fsm.Restart, fsm.Resume), 14}, {4, nil, 14}},
+	} {
+		for i, m := range story {
+			if got := links(m.confirmed, m.op); got != m.want {
+				t.Errorf("%s, moment %d: %d, want %d", name, i, got, m.want)
+			}
+		}
+	}
+	s := world()
+	s.Cluster.Settings.Citus = false
+	if Links(s) != 0 {
+		t.Error("a formation without Citus has nothing to forget")
 	}
 }

@@ -63,7 +63,7 @@ var NodeRules = []NodeRule{
 	},
 	{
 		"R113", "primary, the state is older", "after a restart of the agent the log is read first; the sentinel keeps the deadline",
-		func(f Facts) bool { return f.Primary && f.Stale },
+		func(f Facts) bool { return f.Primary && f.Stale && !f.Removed },
 		func(f Facts) (Action, string) {
 			return nil, fmt.Sprintf("PostgreSQL is writable under epoch %s; waiting until the state, which has epoch %s, has caught up", f.Sentinel.Epoch, f.Group.Epoch)
 		},
@@ -71,7 +71,7 @@ var NodeRules = []NodeRule{
 	{
 		"R115", "holder without PostgreSQL", "a lease is given back at once when the sentinel has seen the last process go",
 		func(f Facts) bool {
-			return f.HoldsAny && !f.Running && !f.Local.Stray && f.Sentinel.Connected && !f.sentinelSilent()
+			return f.HoldsAny && !f.Removed && !f.Running && !f.Local.Stray && f.Sentinel.Connected && !f.sentinelSilent()
 		},
 		func(f Facts) (Action, string) {
 			return Release{f.Epoch}, "no process of PostgreSQL is left: " + orElse(f.Sentinel.Exit, "it is not running")

@@ -39,9 +39,9 @@ var plannedRules = []ClusterRule{
 	},
 	{
 		"C160", "planned work refused", "nothing has changed yet: clients go on with the primary they have",
-		func(f GroupFacts) bool { return f.rollsBack() && (f.Work.Refused != "" || f.Work.For > checkLimit) },
+		func(f GroupFacts) bool { return f.rollsBack() && (f.Work.Refused != "" || f.Work.For > f.checkLimit()) },
 		func(f GroupFacts) (ClusterAction, string) {
-			why := orElse(f.Work.Refused, fmt.Sprintf("phase %s took longer than %s", f.Group.Op.Phase, checkLimit))
+			why := orElse(f.Work.Refused, fmt.Sprintf("phase %s took longer than %s", f.Group.Op.Phase, f.checkLimit()))
 			return DropOperation{f.Group.Op.ID, why}, why
 		},
 	},
@@ -108,6 +108,14 @@ var plannedRules = []ClusterRule{
 }
 
 func (f GroupFacts) rollsBack() bool { return f.Group.Op.Pausing() && !f.Group.Op.Forward() }
+
+// checkLimit leaves time to wait for shards on the move, where that was asked for.
+func (f GroupFacts) checkLimit() time.Duration {
+	if f.Group.Op.Phase == fsm.Check {
+		return checkLimit + f.Group.Op.WaitMoves
+	}
+	return checkLimit
+}
 
 func (f GroupFacts) opText() string {
 	op := f.Group.Op

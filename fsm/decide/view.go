@@ -93,11 +93,14 @@ type Conf struct {
 	Epoch    fsm.Epoch  // names in Sync, or the upstream, are of this epoch
 	Upstream fsm.NodeID // empty: follows nobody
 	Access   string     // the nodes that Members lets in, as Access names them
+	Links    uint64     // when it changes, sessions give up their connections to other groups, as Links says
+	Spaces   int        // how many databases need worker processes
 }
 
 // Equal compares two configurations.
 func (c Conf) Equal(o Conf) bool {
-	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access
+	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access &&
+		c.Links == o.Links && c.Spaces == o.Spaces
 }
 
 // Plan is the outcome of a decision.

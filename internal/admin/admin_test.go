@@ -103,10 +103,11 @@ func TestTroubles(t *testing.T) {
 func TestNotesAreNoTroubles(t *testing.T) {
 	st := admintest.Status(admintest.Coord1)
 	g, n := st.State.Groups[1], st.State.Nodes[admintest.Coord2]
+	g.Retired, st.Metadata.Left = true, []string{"old"}
 	g.Paused, n.Report.Fence, n.Report.SetAside = true, "weak", 2
 	st.State.Groups[1], st.State.Nodes[n.ID] = g, n
 	f := admin.NewFormation(st)
-	if !f.Healthy || len(f.Notes) != 3 {
+	if !f.Healthy || len(f.Notes) != 5 {
 		t.Errorf("troubles %q, notes %q", f.Troubles, f.Notes)
 	}
 }
@@ -225,6 +226,13 @@ func (n *node) RestartStandby(context.Context) error {
 	return errors.New("it is the primary: restart it with its group")
 }
 
+func (n *node) Citus(_ context.Context, r admin.CitusRequest) ([]admin.CitusAnswer, error) {
+	if r.Do.Writes() {
+		return nil, errors.New("group 1 holds the only copy of shards")
+	}
+	return []admin.CitusAnswer{{Database: r.Database, Error: n.st.Name}}, nil
+}
+
 func (n *node) WouldSwitch(_ context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return to, fmt.Errorf("group %d is paused", g)
 }
@@ -329,6 +337,14 @@ func TestClient(t *testing.T) {
 		t.Errorf("formation comes from %s, %v", st.Name, err)
 	}
 	testSubmit(t, c, other)
+	ans, err := c.Citus(t.Context(), fsm.Node{}, admin.CitusRequest{Do: admin.CitusProgress, Database: "app"})
+	if err != nil || len(ans) != 1 || ans[0].Database != "app" || ans[0].Error != "work1-1" {
+		t.Errorf("a look at the metadata: %+v, %v", ans, err)
+	}
+	_, err = c.Citus(t.Context(), n, admin.CitusRequest{Do: admin.CitusRemove, Group: 1})
+	if err == nil || err.Error() != "group 1 holds the only copy of shards" {
+		t.Errorf("a refusal became %v", err)
+	}
 }
 
 func testSubmit(t *testing.T, c *admin.Client, n *node) {

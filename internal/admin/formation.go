@@ -38,6 +38,7 @@ type Group struct {
 	Joint     []string       `json:"joint,omitempty"` // all pairs, while a change is under way
 	Paused    bool           `json:"paused,omitempty"`
 	Early     string         `json:"early_failover,omitempty"` // yes, or why a failover now would have to wait for the end of the lease; when the leader answered
+	Retired   bool           `json:"retired,omitempty"`        // left the Citus metadata
 	Degraded  bool           `json:"degraded,omitempty"`       // commits do not wait although there is somebody to wait for
 	Operation *OperationView `json:"operation,omitempty"`
 	Planned   *OperationView `json:"planned,omitempty"` // waits for its time
@@ -102,7 +103,7 @@ func NewFormation(st Status) Formation {
 func newGroup(st Status, g fsm.Group) Group {
 	s := st.State
 	v := Group{
-		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g.Sync.Target()), Paused: g.Paused,
+		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g.Sync.Target()), Paused: g.Paused, Retired: g.Retired,
 		Degraded: g.Mode == fsm.Quorum && g.Opened() && g.Sync.Target().K == 0 && syncable(s, g) > 0,
 	}
 	if g.Sync.Joint() {
@@ -227,6 +228,14 @@ func notes(f Formation) []string {
 		}
 		if why, no := strings.CutPrefix(g.Early, "no: "); no && !g.Paused && g.Mode == fsm.Quorum {
 			out = append(out, fmt.Sprintf("group %d could fail over only at the end of a lease just now: %s", g.ID, why))
+		}
+		if g.Retired {
+			out = append(out, fmt.Sprintf("group %d is retired: 'matriarch remove NODE' takes its nodes out, 'matriarch citus add-group %d' takes it back", g.ID, g.ID))
+		}
+	}
+	if f.Metadata != nil {
+		for _, db := range f.Metadata.Left {
+			out = append(out, fmt.Sprintf("database %s is not listed in the settings any more: it is left as it is, and nobody keeps its rows of pg_dist_node right", db))
 		}
 	}
 	for _, m := range f.Members {

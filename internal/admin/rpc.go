@@ -15,6 +15,7 @@ const (
 	CallAdmin       = "admin"
 	CallRestart     = "restart_standby"
 	CallWouldSwitch = "would_switch"
+	CallCitus       = "citus"
 )
 
 // Source is a node, as this package needs it. Both methods may be called concurrently.
@@ -27,6 +28,8 @@ type Source interface {
 	RestartStandby(ctx context.Context) error
 	// WouldSwitch says, on the leader, whom a switchover would make primary. It changes nothing; an error is the refusal.
 	WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
+	// Citus looks at the Citus metadata, or, on the leader, changes what an operator may.
+	Citus(ctx context.Context, r CitusRequest) ([]CitusAnswer, error)
 }
 
 // SwitchQuestion asks what a switchover would do.
@@ -96,6 +99,10 @@ func Register(rpc *transport.RPCServer, src Source) {
 	transport.Register(rpc, CallWouldSwitch, func(ctx context.Context, _ transport.Peer, q SwitchQuestion) (fsm.NodeID, error) {
 		to, err := src.WouldSwitch(ctx, q.Group, q.To)
 		return to, refused(err)
+	})
+	transport.Register(rpc, CallCitus, func(ctx context.Context, _ transport.Peer, r CitusRequest) ([]CitusAnswer, error) {
+		out, err := src.Citus(ctx, r)
+		return out, refused(err)
 	})
 }
 

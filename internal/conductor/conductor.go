@@ -30,9 +30,10 @@ type Recruiter interface {
 	Probe(ctx context.Context, n, primary fsm.Node) (decide.Probe, error)
 }
 
-// Metadata keeps pg_dist_node right. Reconcile looks once and mends what it finds; it says how it went.
+// Metadata keeps pg_dist_node right. Reconcile looks once and mends what it finds; it says how it went. It asks for the state
+// again before each database, as a round can take seconds.
 type Metadata interface {
-	Reconcile(ctx context.Context, term uint64, s *fsm.State) MetadataReport
+	Reconcile(ctx context.Context, term uint64, state func() *fsm.State) MetadataReport
 }
 
 // MetadataReport is the outcome of one look at the Citus metadata.
@@ -42,6 +43,10 @@ type MetadataReport struct {
 	Differences []string  `json:"differences,omitempty"`
 	Error       string    `json:"error,omitempty"`
 	Rows        any       `json:"rows,omitempty"`
+	Left        []string  `json:"left,omitempty"` // databases that are not listed any more, which are left as they are
+
+	// Paused says that an operation has the metadata and nothing was looked at: that is no news.
+	Paused bool `json:"-"`
 }
 
 // Config is what a conductor is made of.

@@ -9,12 +9,12 @@ import (
 )
 
 const (
-	metadataEvery = 2 * time.Second
+	metadataEvery = 1500 * time.Millisecond // what was changed by hand is right again within two seconds
 	metadataAgain = 250 * time.Millisecond
 	metadataLimit = 20 * time.Second
 )
 
-// keepMetadata looks at once when a group has another open primary, and otherwise every two seconds: rows changed by hand
+// keepMetadata looks at once when a group has another open primary, and otherwise so often that rows changed by hand
 // are put right as well.
 func (c *Conductor) keepMetadata(ctx context.Context, lead Lead) {
 	seen, next := "", time.Now()
@@ -38,10 +38,12 @@ func (c *Conductor) keepMetadata(ctx context.Context, lead Lead) {
 		}
 		seen = primaries(s)
 		rctx, cancel := context.WithTimeout(ctx, metadataLimit)
-		rep := c.cfg.Metadata.Reconcile(rctx, lead.Term(), s)
+		rep := c.cfg.Metadata.Reconcile(rctx, lead.Term(), lead.State)
 		cancel()
-		c.noteMetadata(rep)
-		if !rep.Synced {
+		if !rep.Paused {
+			c.noteMetadata(rep)
+		}
+		if rep.Paused || !rep.Synced {
 			next = time.Now().Add(metadataAgain)
 		}
 	}
@@ -59,10 +61,16 @@ func (c *Conductor) noteMetadata(rep MetadataReport) {
 	c.report.Store(&rep)
 }
 
-// primaries names the open primary of every group with its epoch: when this text moves, rows must move.
+// primaries names the open primary of every group with its epoch, and where that has to be known: when this text moves, rows
+// must move.
 func primaries(s *fsm.State) string {
 	var out strings.Builder
+	out.WriteString(strings.Join(s.Cluster.Settings.Databases, ",") + ";")
 	for _, id := range s.GroupIDs() {
+		if s.Groups[id].Retired {
+			out.WriteString("retired;")
+			continue
+		}
 		if n, ok := s.Promoted(id); ok && id == 0 {
 			out.WriteString("promoted " + n.Postgres)
 		}

@@ -133,7 +133,7 @@ func (t *term) begin(ctx context.Context, s *fsm.State, g fsm.Group, phase strin
 	}
 	w.busy = true
 	t.wg.Go(func() {
-		wctx, cancel := context.WithTimeout(ctx, workLimit)
+		wctx, cancel := context.WithTimeout(ctx, workLimit+g.Op.WaitMoves)
 		defer cancel()
 		switch phase {
 		case fsm.Check:

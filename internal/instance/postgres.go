@@ -119,7 +119,7 @@ func (p *Postgres) remember(c decide.Conf) {
 
 // wanted translates into PostgreSQL's terms.
 func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error) {
-	w := pgmanager.Conf{Phase: phases[c.Phase], SyncNames: syncNames(c), Databases: len(r.Databases), Nodes: hosts(r)}
+	w := pgmanager.Conf{Phase: phases[c.Phase], SyncNames: syncNames(c), Databases: len(r.Databases), Links: c.Links, Nodes: hosts(r)}
 	if c.Upstream == "" {
 		return w, nil
 	}

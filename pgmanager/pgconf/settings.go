@@ -23,6 +23,7 @@ type Settings struct {
 	PrimarySlotName string            // empty for none
 	Citus           bool              // load Citus and set what it needs
 	Databases       int               // Citus databases; each needs four more worker processes
+	Links           uint64            // another value makes Citus' sessions give up their connections to other nodes
 	TLS             *TLS              // nil leaves PostgreSQL's ssl to the user
 	Parameters      map[string]string // the user's own; Validate tells which are refused
 }
@@ -35,6 +36,11 @@ const (
 	minSenders            = 8
 	minSlots              = 16
 	minWorkers            = 16
+
+	// Citus compares the text of its links' conninfo, so the number that asks for new ones goes where it does no harm: into the
+	// seconds before an idle connection is probed.
+	keepalivesIdle = 60
+	linksRange     = 600
 )
 
 // never are settings that nobody sets: they name files or targets that Matriarch decides by other means.
@@ -92,7 +98,7 @@ func (s Settings) fixed() map[string]string {
 		m["citus.metadata_sync_retry_interval"] = "500ms"
 		m["citus.recover_2pc_interval"] = "-1"
 		m["citus.local_hostname"] = s.Host
-		m["citus.node_conninfo"] = "sslmode=prefer"
+		m["citus.node_conninfo"] = fmt.Sprintf("sslmode=prefer keepalives_idle=%d", keepalivesIdle+s.Links%linksRange)
 	}
 	return m
 }

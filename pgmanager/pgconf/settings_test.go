@@ -3,6 +3,7 @@ package pgconf
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -169,4 +170,20 @@ func FuzzParseFile(f *testing.F) {
 			t.Fatal("include is not idempotent")
 		}
 	})
+}
+
+// TestLinks: another number gives another text, which libpq and Citus take.
+func TestLinks(t *testing.T) {
+	seen := map[string]bool{}
+	for n := range uint64(linksRange) {
+		text := Settings{Citus: true, Links: n}.Managed()["citus.node_conninfo"]
+		ci, err := ParseConninfo(text)
+		if idle, _ := strconv.Atoi(ci["keepalives_idle"]); err != nil || idle < keepalivesIdle || ci["sslmode"] != "prefer" || len(ci) != 2 || seen[text] {
+			t.Fatalf("%d gives %q: %v", n, text, err)
+		}
+		seen[text] = true
+	}
+	if _, ok := (Settings{Links: 1}).Managed()["citus.node_conninfo"]; ok {
+		t.Error("without Citus nobody knows the setting")
+	}
 }
