@@ -63,13 +63,17 @@ func clientDSN(hosts []string, password string) string {
 func until(ctx context.Context, what string, limit time.Duration, ok func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var last error
 	for {
 		err := ok(ctx)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil {
+			last = err
+		}
 		if !sleep(ctx, 300*time.Millisecond) {
-			return fmt.Errorf("%s: not within %s: %w", what, limit, err)
+			return fmt.Errorf("%s: not within %s: %w", what, limit, last)
 		}
 	}
 }

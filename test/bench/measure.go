@@ -12,10 +12,10 @@ import (
 // clientResult is what one client of one run noticed. Durations are in milliseconds.
 type clientResult struct {
 	Client    string         `json:"client"`
-	GapMS     float64        `json:"gap_ms"`     // longest time between two successes in the window
-	SlowestMS float64        `json:"slowest_ms"` // longest operation that succeeded in the window
-	CalmMS    float64        `json:"calm_ms"`    // longest time between two successes in the two seconds before the event
-	Done      int            `json:"done"`       // successes, of the whole run
+	GapMS     float64        `json:"gap_ms"`           // longest time between two successes in the window
+	SlowestMS float64        `json:"slowest_ms"`       // longest operation that succeeded in the window
+	CalmMS    float64        `json:"calm_ms"`          // longest time between two successes in the two seconds before the event
+	Done      int            `json:"done"`             // successes, of the whole run
 	Errors    map[string]int `json:"errors,omitempty"` // by SQLSTATE or what else went wrong, since the event
 	Acked     int            `json:"acknowledged_rows"`
 	Lost      int            `json:"lost_rows"`

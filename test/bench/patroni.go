@@ -49,7 +49,7 @@ func (n patroniNode) log() string    { return filepath.Join(n.dir, "patroni.log"
 func newPatroni(o options) (*patroni, error) {
 	for _, program := range []string{"patroni", "etcd"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("%s is missing: run 'make -C test/bench peer' (apt: patroni etcd-server etcd-client)", program)
+			return nil, fmt.Errorf("%s is missing: run 'test/bench/peer.sh' (apt: patroni etcd-server etcd-client)", program)
 		}
 	}
 	if os.Getenv(insideVar) == "" {
@@ -99,7 +99,7 @@ func (p *patroni) spawn(log string, env []string, program string, args ...string
 	}
 	defer out.Close()
 	cmd := exec.Command(program, args...) //nolint:noctx // it outlives the caller
-	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.Env = p.dir, out, out, append(os.Environ(), env...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.Env = p.dir, out, out, append(append(os.Environ(), "HOME="+p.dir, "USER=postgres"), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: uint32(p.uid), Gid: uint32(p.gid)}}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", program, err)
@@ -140,21 +140,23 @@ func (p *patroni) up(ctx context.Context) error {
 			if err := p.start(ctx, n.Name); err != nil {
 				return err
 			}
-			if !first {
-				continue
-			}
-			err := until(ctx, "wait for "+n.Name, wholeWait, func(ctx context.Context) error {
-				if s, err := p.status(ctx, n); err != nil || !s.leads() {
-					return fmt.Errorf("no primary yet: %w", errors.Join(err, fmt.Errorf("role %q, state %q", s.Role, s.State)))
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
+		}
+		if err := p.waitPrimaries(ctx); err != nil {
+			return err
 		}
 	}
 	return p.whole(ctx)
+}
+
+func (p *patroni) waitPrimaries(ctx context.Context) error {
+	return until(ctx, "wait for the primaries", wholeWait, func(ctx context.Context) error {
+		for group := range 3 {
+			if _, err := p.primary(ctx, group); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // prepare writes the configurations.

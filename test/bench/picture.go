@@ -20,7 +20,7 @@ const (
 	decades                  = 5
 	shownBefore, shownAfter  = 500 * time.Millisecond, 500 * time.Millisecond
 	leastShown               = time.Second
-	bottomMargin, rightBlank = 46, 24
+	bottomMargin, rightBlank = 56, 24
 )
 
 type svgLane struct {
@@ -34,6 +34,7 @@ type svgPanel struct {
 	X            int
 	Title        string
 	Lanes        []svgLane
+	Seen         float64 // width of the time that was recorded
 	Event, Ended float64
 	Ticks        []svgTick
 }
@@ -107,7 +108,7 @@ func gapAt(samples []sample, from, to time.Time) (time.Time, time.Duration) {
 func panel(r run, sc scenario, x int, until time.Duration) svgPanel {
 	scale := float64(panelWidth) / (until + shownBefore).Seconds()
 	at := func(t time.Time) float64 { return float64(x) + (t.Sub(r.At)+shownBefore).Seconds()*scale }
-	p := svgPanel{X: x, Title: fmt.Sprintf("%s, run %d", r.System, r.N), Event: at(r.At)}
+	p := svgPanel{X: x, Title: fmt.Sprintf("%s, run %d", r.System, r.N), Event: at(r.At), Seen: min(panelWidth, at(r.At.Add(r.shown))-float64(x))}
 	if r.TookMS > 50 {
 		p.Ended = at(r.At.Add(time.Duration(r.TookMS * float64(time.Millisecond))))
 	}
@@ -182,16 +183,16 @@ var svg = template.Must(template.New("svg").Funcs(template.FuncMap{
 <text x="16" y="26" font-size="17" font-weight="bold">{{.Title}}</text>
 <text x="16" y="46" fill="#666">Each operation is a line from its beginning to its end, at the height of its latency (logarithmic).{{if .StandIn}} Not Citus but its stand-in.{{end}}</text>
 {{- range $l := .Lanes}}
-<text x="{{$.Left}}" y="{{add $l.Y 24}}" text-anchor="end">{{$l.Name}}</text>
+<text x="{{$.Left}}" y="{{add $l.Y 13}}" text-anchor="end">{{$l.Name}}</text>
 {{- range $g := $.Grid}}
 <text x="{{$.Left}}" y="{{at $l.Y $g.DY}}" text-anchor="end" font-size="9" fill="#999" dy="3">{{$g.Text}}</text>
 {{- end}}{{end}}
 {{- range $p := .Panels}}
 <text x="{{$p.X}}" y="{{add $.Top -8}}" font-weight="bold">{{$p.Title}}</text>
 {{- range $l := $p.Lanes}}
-<rect x="{{$p.X}}" y="{{$l.Y}}" width="{{$.PW}}" height="{{$.H}}" fill="#f4f6f8"/>
+<rect x="{{$p.X}}" y="{{$l.Y}}" width="{{printf "%.1f" $p.Seen}}" height="{{$.H}}" fill="#f4f6f8"/>
 {{- range $g := $.Grid}}
-<path d="M{{$p.X}} {{at $l.Y $g.DY}}h{{$.PW}}" stroke="#dde2e7" fill="none"/>
+<path d="M{{$p.X}} {{at $l.Y $g.DY}}h{{printf "%.1f" $p.Seen}}" stroke="#dde2e7" fill="none"/>
 {{- end}}
 <path d="{{$l.Done}}" stroke="#1f6fb4" stroke-width="2" stroke-linecap="round" stroke-opacity="0.75" fill="none"/>
 <path d="{{$l.Wrong}}" stroke="#d02a2a" stroke-width="2.5" stroke-linecap="round" fill="none"/>
@@ -205,6 +206,7 @@ var svg = template.Must(template.New("svg").Funcs(template.FuncMap{
 <text x="{{printf "%.1f" $t.At}}" y="{{add $.Bottom 16}}" text-anchor="middle" fill="#666">{{$t.Text}}</text>
 {{- end}}
 {{- end}}
-<text x="{{add .Left 8}}" y="{{add .Bottom 36}}" fill="#666">Time from the event (dashed; dotted: the command has returned). Red: errors. The figure in a lane is its longest time between two successes.</text>
+<text x="{{add .Left 8}}" y="{{add .Bottom 36}}" fill="#666">Time from the event (dashed). Dotted: the command has returned. Red: errors.</text>
+<text x="{{add .Left 8}}" y="{{add .Bottom 52}}" fill="#666">The figure in a lane is its longest time between two successes.</text>
 </svg>
 `))

@@ -75,7 +75,7 @@ type run struct {
 	Load     load           `json:"load"`
 	TookMS   float64        `json:"took_ms,omitempty"` // the command of the operator, from call to return
 	Switched switched       `json:"switched,omitzero"`
-	LateMS   float64        `json:"late_ms"`   // until acknowledged rows could all be read, from the formation being whole
+	LateMS   float64        `json:"late_ms"` // until acknowledged rows could all be read, from the formation being whole
 	Clients  []clientResult `json:"clients,omitempty"`
 	Failed   string         `json:"failed,omitempty"` // why it counts for nothing
 
@@ -157,7 +157,10 @@ func (st *stage) ready(ctx context.Context, sc scenario) error {
 	if err != nil {
 		return err
 	}
-	return dirtyPages(ctx, dsn, sc.dirty)
+	if err := dirtyPages(ctx, dsn, sc.dirty); err != nil {
+		return err
+	}
+	return st.whole(ctx)
 }
 
 func (st *stage) clients(sc scenario, first int64) ([]*client, error) {
