@@ -123,6 +123,23 @@ func TestCode(t *testing.T) {
 	}
 }
 
+func TestPauseLine(t *testing.T) {
+	line := `{"time":"2026-01-02T03:04:05.5Z","level":"info","msg":"pause over","lock":"12.5ms","rows":"3ms","write":"1.25ms","held":"1.2s"}`
+	want := []step{{"lock", 12.5}, {"rows", 3}, {"write", 1.25}, {"held", 1200}}
+	if diff := cmp.Diff(want, pauseLine([]byte(line), zero)); diff != "" {
+		t.Error(diff)
+	}
+	for name, got := range map[string][]step{
+		"an earlier pause": pauseLine([]byte(line), zero.Add(time.Second)),
+		"another line":     pauseLine([]byte(`{"time":"2026-01-02T03:04:06Z","msg":"decided"}`), zero),
+		"no time":          pauseLine([]byte(`{"msg":"pause over","lock":"1ms"}`), zero),
+	} {
+		if got != nil {
+			t.Errorf("%s gives %v", name, got)
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	got, err := choose("agent-kill, worker-switchover")
 	if err != nil || len(got) != 2 || got[0].Name != "agent-kill" || got[1].Name != "worker-switchover" {

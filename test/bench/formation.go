@@ -30,6 +30,8 @@ type formation interface {
 	start(ctx context.Context, node string) error
 	// whole waits until every node has its place again and Citus knows all primaries.
 	whole(ctx context.Context) error
+	// pauseParts are what the logs tell of the pause of a switchover that began since then; none where they tell nothing.
+	pauseParts(since time.Time) ([]step, error)
 	// logs are the files that explain a failure.
 	logs() []string
 }
@@ -37,6 +39,7 @@ type formation interface {
 // switched is what a manager says of a switchover that is over.
 type switched struct {
 	Steps    []step  `json:"steps,omitempty"`
+	Pause    []step  `json:"pause,omitempty"` // parts of the pause
 	PausedMS float64 `json:"paused_ms,omitempty"`
 	Outcome  string  `json:"outcome,omitempty"`
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"matriarch/internal/admin"
 	"matriarch/internal/demo"
@@ -139,6 +141,44 @@ func (m *matriarch) whole(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// pauseParts reads the line that the leader writes when it lets the clients go on.
+func (m *matriarch) pauseParts(since time.Time) ([]step, error) {
+	for _, file := range m.logs() {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read the log: %w", err)
+		}
+		for line := range bytes.Lines(b) {
+			if parts := pauseLine(line, since); parts != nil {
+				return parts, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+func pauseLine(line []byte, since time.Time) []step {
+	if !bytes.Contains(line, []byte(`"pause over"`)) {
+		return nil
+	}
+	var l struct {
+		Time                    time.Time `json:"time"`
+		Lock, Rows, Write, Held string
+	}
+	if err := json.Unmarshal(line, &l); err != nil || l.Time.Before(since) {
+		return nil
+	}
+	var out []step
+	for _, p := range []struct{ name, took string }{{"lock", l.Lock}, {"rows", l.Rows}, {"write", l.Write}, {"held", l.Held}} {
+		d, err := time.ParseDuration(p.took)
+		if err != nil {
+			return nil
+		}
+		out = append(out, step{p.name, ms(d)})
+	}
+	return out
 }
 
 func (m *matriarch) logs() []string {

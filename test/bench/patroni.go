@@ -371,6 +371,8 @@ func (p *patroni) registered(ctx context.Context, primaries map[int]string) erro
 	return nil
 }
 
+func (p *patroni) pauseParts(time.Time) ([]step, error) { return nil, nil }
+
 func (p *patroni) logs() []string {
 	var out []string
 	for _, n := range p.nodes {

@@ -28,6 +28,7 @@ type summary struct {
 	TookMS   spread          `json:"took_ms,omitzero"`
 	PausedMS spread          `json:"paused_ms,omitzero"`
 	Steps    []stepSummary   `json:"steps,omitempty"`
+	Pause    []stepSummary   `json:"pause,omitempty"`
 	LateMS   spread          `json:"late_ms"`
 	Load1    spread          `json:"load1"`
 	CPU      spread          `json:"cpu_pressure_percent"`
@@ -116,19 +117,29 @@ func (s *summary) switched(sc scenario, runs []run) {
 		return
 	}
 	s.TookMS = spreadRuns(runs, func(r run) float64 { return r.TookMS })
-	if len(runs[0].Switched.Steps) == 0 {
-		return
+	if len(runs[0].Switched.Steps) > 0 {
+		s.PausedMS = spreadRuns(runs, func(r run) float64 { return r.Switched.PausedMS })
 	}
-	s.PausedMS = spreadRuns(runs, func(r run) float64 { return r.Switched.PausedMS })
-	for _, first := range runs[0].Switched.Steps {
+	s.Steps = summariseSteps(runs, func(r run) []step { return r.Switched.Steps })
+	s.Pause = summariseSteps(runs, func(r run) []step { return r.Switched.Pause })
+}
+
+// summariseSteps takes their names and order from the first run that has any.
+func summariseSteps(runs []run, of func(run) []step) (out []stepSummary) {
+	first := slices.IndexFunc(runs, func(r run) bool { return len(of(r)) > 0 })
+	if first < 0 {
+		return nil
+	}
+	for _, name := range of(runs[first]) {
 		var took []float64
 		for _, r := range runs {
-			if i := slices.IndexFunc(r.Switched.Steps, func(o step) bool { return o.Phase == first.Phase }); i >= 0 {
-				took = append(took, r.Switched.Steps[i].Took)
+			if i := slices.IndexFunc(of(r), func(o step) bool { return o.Phase == name.Phase }); i >= 0 {
+				took = append(took, of(r)[i].Took)
 			}
 		}
-		s.Steps = append(s.Steps, stepSummary{first.Phase, spreadOf(took)})
+		out = append(out, stepSummary{name.Phase, spreadOf(took)})
 	}
+	return out
 }
 
 func summariseClient(name string, runs []run, i int) clientSummary {
@@ -209,6 +220,9 @@ func (res *results) tableOf(b *strings.Builder, sc scenario) {
 		b.WriteString("\n")
 		if len(s.Steps) > 0 {
 			fmt.Fprintf(b, "  phases, median (max): %s; writes paused %.0f (%.0f)\n", stepsText(s.Steps), s.PausedMS.Median, s.PausedMS.Max)
+		}
+		if len(s.Pause) > 0 {
+			fmt.Fprintf(b, "  the pause of Citus, median (max): %s\n", stepsText(s.Pause))
 		}
 	}
 }

@@ -233,6 +233,12 @@ func (st *stage) settle(ctx context.Context, sc scenario, r *run, clients []*cli
 	if err := st.whole(ctx); err != nil {
 		return err
 	}
+	var err error
+	if sc.kill == "" {
+		if r.Switched.Pause, err = st.pauseParts(r.At); err != nil {
+			return err
+		}
+	}
 	dsn, err := st.dsn(st.hosts(coordinator))
 	if err != nil {
 		return err
