@@ -14,8 +14,14 @@ LINT    := .cache/golangci-lint
 PARALLEL ?= 2
 # Seeds of the simulation in `make test` and `make sim`.
 SEEDS    ?= 200
+# What `make bench` plays (all without SCENARIOS), how often, what it compares with, and where results go.
+RUNS        ?= 5
+SCENARIOS   ?=
+PEER        ?=
+COORDINATOR ?=
+OUT         ?= bench-out
 
-.PHONY: help deps build fmt lint vet test race sim check demo bench clean generate
+.PHONY: help deps build fmt lint vet test race sim check demo bench gobench clean generate
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +57,12 @@ check: vet lint race ## what a change must pass besides the tests
 demo: deps build ## seven nodes on this machine: start, kill, count what survived
 	@bin/matriarch demo
 
-bench: ## run the benchmarks
+bench: deps build ## measure what clients notice: make bench RUNS=n SCENARIOS=a,b PEER=patroni OUT=dir
+	@[ -z "$(PEER)" ] || test/bench/peer.sh
+	@go build -buildvcs=false -tags $(TAGS) -o bin/bench ./test/bench
+	@bin/bench -runs $(RUNS) -scenarios '$(SCENARIOS)' -peer '$(PEER)' -coordinator '$(COORDINATOR)' -out $(OUT)
+
+gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...
 
 generate: ## rewrite the files made from the code
