@@ -61,25 +61,26 @@ func TestIdleMessages(t *testing.T) {
 			return &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: prev, LeaderCommitIndex: commit}
 		}
 		yes := &raft.AppendEntriesResponse{Term: 3, Success: true}
-		if c.idle("a", heartbeat) {
+		if left, _ := c.idle("a", heartbeat); left > 0 {
 			t.Error("a peer that never answered needs its heartbeat")
 		}
 		c.answered("a", time.Now(), full, yes)
 		tests := []struct {
-			name string
-			req  *raft.AppendEntriesRequest
-			want bool
+			name          string
+			req           *raft.AppendEntriesRequest
+			idle, settled bool
 		}{
-			{"heartbeat", heartbeat, true},
-			{"known commit index", empty(10, 9), true},
-			{"newer commit index", empty(10, 10), false},
-			{"position not confirmed", empty(11, 9), false},
-			{"entries", full, false},
-			{"another term", &raft.AppendEntriesRequest{Term: 4}, false},
+			{"heartbeat", heartbeat, true, true},
+			{"known commit index", empty(9, 9), true, true},
+			{"known commit index of an older entry", empty(10, 9), true, false},
+			{"newer commit index", empty(10, 10), false, false},
+			{"position not confirmed", empty(11, 9), false, false},
+			{"entries", full, false, false},
+			{"another term", &raft.AppendEntriesRequest{Term: 4}, false, false},
 		}
 		for _, tt := range tests {
-			if got := c.idle("a", tt.req); got != tt.want {
-				t.Errorf("%s: idle %v", tt.name, got)
+			if left, settled := c.idle("a", tt.req); left > 0 != tt.idle || settled != tt.settled {
+				t.Errorf("%s: idle for %s, settled %v", tt.name, left, settled)
 			}
 		}
 		if heard, match := c.of("a", 3); match != 10 || time.Since(heard) != 0 {
@@ -89,12 +90,12 @@ func TestIdleMessages(t *testing.T) {
 			t.Error("knowledge of another term")
 		}
 		time.Sleep(100 * time.Millisecond)
-		if c.idle("a", heartbeat) {
+		if left, _ := c.idle("a", heartbeat); left > 0 {
 			t.Error("quiet for too long")
 		}
 		c.answered("a", time.Now(), full, yes)
 		c.answered("a", time.Now(), full, &raft.AppendEntriesResponse{Term: 3})
-		if c.idle("a", heartbeat) {
+		if left, _ := c.idle("a", heartbeat); left > 0 {
 			t.Error("quiet after a refusal")
 		}
 	})
