@@ -240,9 +240,9 @@ func (p *process) changed(prev, next *fsm.State) {
 	}
 	w.mu.Unlock()
 	if p.agent != nil {
-		p.agent.Changed()
+		p.agent.Changed(prev, next)
 	}
-	p.cond.Changed()
+	p.cond.Changed(prev, next)
 }
 
 // control is consensus as the agent sees it.
