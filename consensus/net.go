@@ -59,7 +59,7 @@ func (t *network) AppendEntries(id raft.ServerID, target raft.ServerAddress, req
 // later, so that it finds the peer's answer to that.
 func (t *network) rest(id raft.ServerID, req *raft.AppendEntriesRequest) {
 	replicates := req.PrevLogEntry > 0
-	pause := t.contacts.quiet / 4
+	pause := t.contacts.quiet / 6
 	for {
 		var more <-chan struct{}
 		if replicates {
@@ -74,7 +74,7 @@ func (t *network) rest(id raft.ServerID, req *raft.AppendEntriesRequest) {
 		}
 		until := left - pause
 		if replicates {
-			until = left + 2*pause
+			until = left + 3*pause
 		}
 		if until <= 0 {
 			return
