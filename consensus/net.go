@@ -21,8 +21,10 @@ var errStalled = errors.New("not sent: this node's own log write hangs, another 
 type network struct {
 	*raft.NetworkTransport
 	busy     *busy
+	written  *written
 	patience time.Duration // with a log write of our own
 	contacts *contacts
+	done     <-chan struct{} // no message is held back any more
 }
 
 // SetHeartbeatHandler does nothing, so that heartbeats take Raft's main goroutine like everything else: the library's short cut
@@ -35,10 +37,11 @@ func (*network) EncodePeer(id raft.ServerID, _ raft.ServerAddress) []byte { retu
 // AppendEntries implements raft.Transport. Heartbeats of the library do not wait for the leader's own disk: with a hung one it
 // would lead for ever and commit nothing, so it falls silent.
 func (t *network) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	t.rest(id, req)
 	if t.busy.longer(t.patience) {
 		return errStalled
 	}
-	if t.contacts.idle(id, req) {
+	if left, _ := t.contacts.idle(id, req); left > 0 {
 		// No header: the next answer is decoded into the same slices, and would write into the request's.
 		*resp = raft.AppendEntriesResponse{Term: req.Term, Success: true}
 		return nil
@@ -51,6 +54,43 @@ func (t *network) AppendEntries(id raft.ServerID, target raft.ServerAddress, req
 	return err
 }
 
+// rest holds the library's goroutine while the peer needs nothing of it: it would come back dozens of times a second for nothing. Entries
+// end it. A heartbeat comes back early enough for the library's own pause before the next, which is due then; what replicates comes
+// later, so that it finds the peer's answer to that.
+func (t *network) rest(id raft.ServerID, req *raft.AppendEntriesRequest) {
+	replicates := req.PrevLogEntry > 0
+	pause := t.contacts.quiet / 6
+	for {
+		var more <-chan struct{}
+		if replicates {
+			more = t.written.more.wait()
+			if t.written.last.Load() != req.PrevLogEntry {
+				return
+			}
+		}
+		left, settled := t.contacts.idle(id, req)
+		if !settled {
+			return
+		}
+		until := left - pause
+		if replicates {
+			until = left + 3*pause
+		}
+		if until <= 0 {
+			return
+		}
+		timer := time.NewTimer(t.contacts.together(until))
+		select {
+		case <-timer.C:
+			continue
+		case <-more:
+		case <-t.done:
+		}
+		timer.Stop()
+		return
+	}
+}
+
 // AppendEntriesPipeline implements raft.Transport: none, at a few entries a second it gains nothing.
 func (*network) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.AppendPipeline, error) {
 	return nil, raft.ErrPipelineReplicationNotSupported
@@ -59,6 +99,7 @@ func (*network) AppendEntriesPipeline(raft.ServerID, raft.ServerAddress) (raft.A
 // contacts is what the leader knows of its peers from their answers.
 type contacts struct {
 	quiet time.Duration // within which an answered peer needs no further idle message
+	began time.Time
 
 	mu    sync.Mutex
 	term  uint64
@@ -73,18 +114,27 @@ type contact struct {
 }
 
 func newContacts(quiet time.Duration) *contacts {
-	return &contacts{quiet: quiet, peers: map[fsm.NodeID]contact{}}
+	return &contacts{quiet: quiet, began: time.Now(), peers: map[fsm.NodeID]contact{}}
 }
 
-// idle reports whether a message tells the peer nothing new so soon after its last answer. The library sends twice as many idle
-// messages as are needed to keep a leader, and each costs both sides a wake-up. A peer that has not answered is never skipped,
-// and the leader may believe in it for no longer than the quiet time.
-func (c *contacts) idle(id raft.ServerID, req *raft.AppendEntriesRequest) bool {
+// idle reports how much longer a message tells the peer nothing new so soon after its last answer, and whether that stays so until
+// another entry is written here. The library sends many more idle messages than are needed to keep a leader, and each costs both
+// sides a wake-up. A peer that has not answered is never skipped, and the leader may believe in it for no longer than the quiet time.
+func (c *contacts) idle(id raft.ServerID, req *raft.AppendEntriesRequest) (left time.Duration, settled bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p, ok := c.peers[fsm.NodeID(id)]
-	return ok && c.term == req.Term && len(req.Entries) == 0 && req.LeaderCommitIndex <= p.commit && req.PrevLogEntry <= p.match &&
-		time.Since(p.sent) < c.quiet
+	if !ok || c.term != req.Term || len(req.Entries) > 0 || req.LeaderCommitIndex > p.commit || req.PrevLogEntry > p.match {
+		return 0, false
+	}
+	left = c.quiet - time.Since(p.sent)
+	return max(left, 0), left > 0 && req.PrevLogEntry <= p.commit
+}
+
+// together lengthens a wait a little, so that those for several peers end at once and cost one wake-up.
+func (c *contacts) together(d time.Duration) time.Duration {
+	grid := max(c.quiet/8, 1)
+	return d + grid - (time.Since(c.began)+d)%grid
 }
 
 func (c *contacts) answered(id raft.ServerID, sent time.Time, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) {

@@ -61,25 +61,26 @@ func TestIdleMessages(t *testing.T) {
 			return &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: prev, LeaderCommitIndex: commit}
 		}
 		yes := &raft.AppendEntriesResponse{Term: 3, Success: true}
-		if c.idle("a", heartbeat) {
+		if left, _ := c.idle("a", heartbeat); left > 0 {
 			t.Error("a peer that never answered needs its heartbeat")
 		}
 		c.answered("a", time.Now(), full, yes)
 		tests := []struct {
-			name string
-			req  *raft.AppendEntriesRequest
-			want bool
+			name          string
+			req           *raft.AppendEntriesRequest
+			idle, settled bool
 		}{
-			{"heartbeat", heartbeat, true},
-			{"known commit index", empty(10, 9), true},
-			{"newer commit index", empty(10, 10), false},
-			{"position not confirmed", empty(11, 9), false},
-			{"entries", full, false},
-			{"another term", &raft.AppendEntriesRequest{Term: 4}, false},
+			{"heartbeat", heartbeat, true, true},
+			{"known commit index", empty(9, 9), true, true},
+			{"known commit index of an older entry", empty(10, 9), true, false},
+			{"newer commit index", empty(10, 10), false, false},
+			{"position not confirmed", empty(11, 9), false, false},
+			{"entries", full, false, false},
+			{"another term", &raft.AppendEntriesRequest{Term: 4}, false, false},
 		}
 		for _, tt := range tests {
-			if got := c.idle("a", tt.req); got != tt.want {
-				t.Errorf("%s: idle %v", tt.name, got)
+			if left, settled := c.idle("a", tt.req); left > 0 != tt.idle || settled != tt.settled {
+				t.Errorf("%s: idle for %s, settled %v", tt.name, left, settled)
 			}
 		}
 		if heard, match := c.of("a", 3); match != 10 || time.Since(heard) != 0 {
@@ -89,15 +90,67 @@ func TestIdleMessages(t *testing.T) {
 			t.Error("knowledge of another term")
 		}
 		time.Sleep(100 * time.Millisecond)
-		if c.idle("a", heartbeat) {
+		if left, _ := c.idle("a", heartbeat); left > 0 {
 			t.Error("quiet for too long")
 		}
 		c.answered("a", time.Now(), full, yes)
 		c.answered("a", time.Now(), full, &raft.AppendEntriesResponse{Term: 3})
-		if c.idle("a", heartbeat) {
+		if left, _ := c.idle("a", heartbeat); left > 0 {
 			t.Error("quiet after a refusal")
 		}
 	})
+}
+
+// While nothing is new a heartbeat rests for most of the quiet time, and what replicates until an entry is written. Whatever a peer may
+// lack does not rest.
+func TestRest(t *testing.T) {
+	const quiet = 200 * time.Millisecond
+	full := &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: 8, Entries: make([]*raft.Log, 2), LeaderCommitIndex: 10}
+	yes := &raft.AppendEntriesResponse{Term: 3, Success: true}
+	empty := func(prev, commit uint64) *raft.AppendEntriesRequest {
+		return &raft.AppendEntriesRequest{Term: 3, PrevLogEntry: prev, LeaderCommitIndex: commit}
+	}
+	write := func(n *network, _ chan struct{}) { n.written.last.Store(11); n.written.more.fire() }
+	end := func(_ *network, done chan struct{}) { close(done) }
+	tests := []struct {
+		name     string
+		req      *raft.AppendEntriesRequest
+		last     uint64
+		after    func(*network, chan struct{}) // happens after 100 ms
+		from, to time.Duration
+	}{
+		{"heartbeat", empty(0, 0), 10, nil, quiet * 3 / 4, quiet},
+		{"heartbeat and an entry", empty(0, 0), 10, write, quiet * 3 / 4, quiet},
+		{"nothing to replicate, and no answer to a heartbeat", empty(10, 10), 10, nil, quiet * 5 / 4, quiet * 7 / 4},
+		{"an entry comes", empty(10, 10), 10, write, 100 * time.Millisecond, 100 * time.Millisecond},
+		{"the end comes", empty(10, 10), 10, end, 100 * time.Millisecond, 100 * time.Millisecond},
+		{"an entry is there", empty(10, 10), 11, nil, 0, 0},
+		{"not committed", empty(9, 10), 10, nil, 0, 0},
+		{"newer commit index", empty(10, 11), 10, nil, 0, 0},
+		{"entries", full, 10, nil, 0, 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, _ *harness) {
+				done := make(chan struct{})
+				n := &network{busy: &busy{}, written: &written{}, contacts: newContacts(quiet), done: done}
+				n.written.last.Store(tt.last)
+				n.contacts.answered("a", time.Now(), full, yes)
+				if tt.after != nil {
+					time.AfterFunc(100*time.Millisecond, func() { tt.after(n, done) })
+				}
+				began := time.Now()
+				n.rest("a", tt.req)
+				if took := time.Since(began); took < tt.from || took > tt.to {
+					t.Errorf("rested for %s, want %s to %s", took, tt.from, tt.to)
+				}
+				if left, _ := n.contacts.idle("a", tt.req); left == 0 && len(tt.req.Entries) == 0 && tt.req.PrevLogEntry == 0 {
+					t.Error("a heartbeat came back too late to be left out")
+				}
+				time.Sleep(time.Second) // what was to happen has happened
+			})
+		})
+	}
 }
 
 // A node that comes back elsewhere is found by what it says itself, before any entry of the log says so.

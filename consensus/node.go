@@ -168,7 +168,7 @@ func (n *Node) Run(ctx context.Context) error {
 	base, stop := context.WithCancel(context.WithoutCancel(ctx)) // of connections: they serve the handing over, too
 	defer stop()
 	peers := newStreams(base, n.cfg.Mux.Listener(transport.KindRaft), transport.KindRaft, n.cfg.ID, n.book)
-	rf, err := n.start(peers)
+	rf, err := n.start(base, peers)
 	if err != nil {
 		return errors.Join(err, peers.Close())
 	}
@@ -197,14 +197,14 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 // start begins Raft. The library panics when it cannot write.
-func (n *Node) start(peers *streams) (rf *raft.Raft, err error) {
+func (n *Node) start(base context.Context, peers *streams) (rf *raft.Raft, err error) {
 	t := n.cfg.Timing
 	log := newLibLog(n.cfg.Log, "raft")
 	n.net = &network{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Logger: log, Stream: peers, MaxPool: 2, MaxRPCsInFlight: 1, Timeout: t.Transport, MsgpackUseNewTimeFormat: true,
 		}),
-		busy: &n.store.busy, patience: t.Patience, contacts: newContacts(t.Heartbeat / 5),
+		busy: &n.store.busy, written: &n.store.written, patience: t.Patience, contacts: newContacts(t.Heartbeat * 2 / 5), done: base.Done(),
 	}
 	logs, err := raft.NewLogCache(256, n.store)
 	if err != nil {

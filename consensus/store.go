@@ -42,6 +42,8 @@ type store struct {
 	write func([]*raft.Log) error // to the log; tests put a slow disk in between
 	busy  busy
 
+	written written
+
 	heldTerm uint64 // of a vote whose candidate has not come yet; Raft's one goroutine writes it
 	// fatal, once set, is told that the term or vote could not be written, and ends the calling goroutine, which is Raft's main
 	// one: the library would panic, and a node that cannot keep its promises must not go on.
@@ -95,7 +97,12 @@ func (s *store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l})
 // StoreLogs implements raft.LogStore.
 func (s *store) StoreLogs(logs []*raft.Log) error {
 	defer s.busy.begin()()
-	return s.write(logs)
+	err := s.write(logs)
+	if err == nil && len(logs) > 0 {
+		s.written.last.Store(logs[len(logs)-1].Index)
+	}
+	s.written.more.fire()
+	return err
 }
 
 // SetUint64 implements raft.StableStore.
@@ -152,6 +159,12 @@ func (s *store) must(err error) error {
 		runtime.Goexit()
 	}
 	return err
+}
+
+// written knows the end of the log on disk, as far as it was written by this process, and tells those who wait for more.
+type written struct {
+	last atomic.Uint64
+	more signal
 }
 
 // busy knows how long the write under way has taken.

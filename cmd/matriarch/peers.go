@@ -12,10 +12,10 @@ import (
 // stateChanged runs after every applied entry and must not block.
 func (n *node) stateChanged(prev, next *fsm.State) {
 	if n.agent != nil {
-		n.agent.Changed()
+		n.agent.Changed(prev, next)
 	}
 	if n.conductor != nil {
-		n.conductor.Changed()
+		n.conductor.Changed(prev, next)
 	}
 	if n.roles != nil {
 		n.roles.moved()

@@ -54,6 +54,9 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		case <-ctx.Done():
 		}
 	}()
+	if err := slacken(); err != nil {
+		log.Debug("timers stay as punctual as they are", "error", err)
+	}
 	n, err := wire(ctx, cfg, log)
 	if err != nil {
 		return err

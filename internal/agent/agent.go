@@ -36,7 +36,7 @@ type Agent struct {
 	lease    leaseBox
 	sentinel sentinelBox
 	poke     chan struct{} // the state moved: a lease may wait for its first keepalive
-	moved    chan struct{} // the state moved: for the job that waits for it
+	moved    chan struct{} // an entry was applied: for the job that waits for it
 	news     chan struct{} // the report changed: the next keepalive is wanted soon
 	opened   chan struct{} // PostgreSQL lets clients in, some of which wait for this: the next keepalive is wanted now
 
@@ -88,11 +88,13 @@ func New(cfg Config) *Agent {
 	}
 }
 
-// Changed tells the agent that the replicated state moved. It never blocks.
-func (a *Agent) Changed() {
-	nudge(a.wake)
-	nudge(a.poke)
+// Changed tells the agent of every applied entry. It never blocks, and wakes nobody for an entry that moves nothing.
+func (a *Agent) Changed(prev, next *fsm.State) {
 	nudge(a.moved)
+	if fsm.Moved(prev, next) {
+		nudge(a.wake)
+		nudge(a.poke)
+	}
 }
 
 // Removed tells the agent that the node was taken out for good, which its own copy of the state may never say.

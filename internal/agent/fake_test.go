@@ -100,7 +100,7 @@ func (b *bed) set(f func()) {
 	b.mu.Lock()
 	f()
 	b.mu.Unlock()
-	b.agent.Changed()
+	b.agent.Changed(fsm.NewState(), b.state)
 }
 
 // group changes the group in the state.

@@ -17,6 +17,8 @@ var pace = map[string]time.Duration{
 
 const (
 	slowPace = time.Second
+	// primaryPace is the slow pace of a primary, whose standbys may be missed soon.
+	primaryPace = 500 * time.Millisecond
 	// observeTimeout keeps a PostgreSQL that hangs from keeping the safety rules waiting.
 	observeTimeout = 500 * time.Millisecond
 )
@@ -31,6 +33,9 @@ func (a *Agent) loop(ctx context.Context) error {
 		}
 		a.act(ctx, view, plan)
 		wait := slowPace
+		if view.Sentinel.Primary {
+			wait = primaryPace
+		}
 		if p, ok := pace[plan.Rule]; ok {
 			wait = p
 		}

@@ -82,10 +82,12 @@ func New(cfg Config) *Conductor {
 	return &Conductor{cfg: cfg, wake: make(chan struct{}, 1), meta: make(chan struct{}, 1)}
 }
 
-// Changed tells the conductor that the state moved. It never blocks.
-func (c *Conductor) Changed() {
-	nudge(c.wake)
-	nudge(c.meta)
+// Changed tells the conductor of every applied entry. It never blocks, and wakes nobody for an entry that moves nothing.
+func (c *Conductor) Changed(prev, next *fsm.State) {
+	if fsm.Moved(prev, next) {
+		nudge(c.wake)
+		nudge(c.meta)
+	}
 }
 
 func nudge(ch chan struct{}) {

@@ -16,7 +16,7 @@ import (
 
 // Intervals of the loop. With no server it has no timer at all.
 const (
-	checkEvery   = 100 * time.Millisecond // deadline, while there is one: Go's timers stop in suspend, the deadline's clocks do not
+	checkEvery   = 100 * time.Millisecond // the deadline when it is near, or when there is no alarm
 	rolePolling  = 250 * time.Millisecond // standby.signal, of a standby
 	promotePoll  = 10 * time.Millisecond  // the same, while a promotion is under way
 	lingerNotice = time.Second            // a kill that takes longer is logged
@@ -50,6 +50,8 @@ type sentinel struct {
 	cfg Config
 	log *slog.Logger
 	srv *server
+
+	alarm *alarm // nil: the system has none
 
 	guard     guard
 	pm        *postmaster
@@ -90,9 +92,14 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("become the reaper of PostgreSQL's processes: %w", err)
 	}
 	harden(log)
+	bell, err := newAlarm()
+	if err != nil {
+		log.Warn("no alarm: the deadline is looked at often instead", "error", err)
+	}
+	defer bell.close()
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // cannot fail
-	s := &sentinel{cfg: cfg, log: log, srv: srv, childless: true}
+	s := &sentinel{cfg: cfg, log: log, srv: srv, alarm: bell, childless: true}
 	s.guard.instance = hex.EncodeToString(id)
 	log.Info("sentinel started", "instance", s.guard.instance, "socket", cfg.Socket, "version", cfg.Version)
 	s.loop(ctx)
@@ -120,9 +127,11 @@ func (s *sentinel) loop(ctx context.Context) {
 			s.handle(r)
 		case <-s.adoptedGone():
 			s.ended(Exit{Code: -1, Reason: s.reason})
+		case <-s.alarm.rings():
 		case <-timer.C:
 		}
 		s.step(Clock())
+		s.wind(Clock())
 		timer.Stop()
 		if d, ok := s.next(Clock()); ok {
 			timer.Reset(max(d, time.Millisecond))
@@ -349,14 +358,8 @@ func (s *sentinel) next(now Stamp) (time.Duration, bool) {
 		return s.nap, true
 	}
 	d := time.Duration(1<<63 - 1)
-	if end, armed := s.guard.end(now); armed {
-		d = min(d, checkEvery, end.Until(now))
-		if !s.fenced {
-			d = min(d, end.Until(now)-SoftStop)
-		}
-	}
-	if s.killAt != nil {
-		d = min(d, checkEvery, s.killAt.Until(now))
+	if at, ok := s.due(now); ok {
+		d = min(d, s.nearer(at.Until(now)))
 	}
 	if !s.guard.primary {
 		d = min(d, s.roleAt.Until(now))

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -225,6 +227,34 @@ func TestSpawn(t *testing.T) {
 	cfg.Executable, cfg.Args = "/bin/sleep", []string{"1"}
 	if err := Spawn(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("spawn of a program that does not serve: %v", err)
+	}
+}
+
+// The agent's slack of timers is neither the sentinel's nor PostgreSQL's.
+func TestSpawnIsPunctual(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const own = time.Millisecond
+	before, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	must(t, err)
+	must(t, unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(own.Nanoseconds()), 0, 0, 0))
+	defer func() { must(t, unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(before), 0, 0, 0)) }()
+	cmd := exec.Command("/bin/sleep", "60")
+	must(t, startPunctually(cmd.Start))
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	if got, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err != nil || got != int(own) {
+		t.Errorf("the caller's slack is %d afterwards: %v", got, err)
+	}
+	b, err := os.ReadFile(procPath(cmd.Process.Pid, "timerslack_ns"))
+	if errors.Is(err, os.ErrPermission) {
+		t.Skip(err)
+	}
+	must(t, err)
+	if got := strings.TrimSpace(string(b)); got != strconv.FormatInt(usualSlack.Nanoseconds(), 10) {
+		t.Errorf("the child's slack is %s ns", got)
 	}
 }
 

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // spawnWithin bounds the wait for a new sentinel to answer.
@@ -38,12 +41,28 @@ func Spawn(ctx context.Context, cfg SpawnConfig) error {
 	cmd := exec.Command(cfg.Executable, cfg.Args...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = cfg.Env, "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startPunctually(cmd.Start); err != nil {
 		return fmt.Errorf("start sentinel: %w", err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // so that it leaves no zombie while the agent lives
 	return await(ctx, cfg, ended)
+}
+
+// usualSlack is how late the kernel may end a sleep of an ordinary process.
+const usualSlack = 50 * time.Microsecond
+
+// startPunctually starts a process with the usual slack of timers, whatever the caller's own is: the sentinel and PostgreSQL inherit it.
+func startPunctually(start func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		return start() // late sleeps are better than no sentinel
+	}
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(usualSlack.Nanoseconds()), 0, 0, 0) // as above
+	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(own), 0, 0, 0) }()
+	return start()
 }
 
 func await(ctx context.Context, cfg SpawnConfig, ended <-chan error) error {

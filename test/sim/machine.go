@@ -248,9 +248,9 @@ func (p *process) changed(prev, next *fsm.State) {
 	w.watching = slices.DeleteFunc(w.watching, func(seen func(*fsm.State) bool) bool { return seen(next) })
 	w.mu.Unlock()
 	if p.agent != nil {
-		p.agent.Changed()
+		p.agent.Changed(prev, next)
 	}
-	p.cond.Changed()
+	p.cond.Changed(prev, next)
 }
 
 // control is consensus as the agent sees it.
