@@ -48,7 +48,7 @@ func (e entry) grant(c GrantCmd) Result {
 		return refuse("grant group %d: node %s is not a member", c.Group, c.Holder)
 	case g.SystemID == "":
 		return refuse("grant group %d: it is not initialised", c.Group)
-	case g.Held():
+	case g.Held() && !g.Lease.Early:
 		return refuse("grant group %d: %s holds epoch %s", c.Group, e.Name(g.Lease.Holder), g.Lease.Epoch)
 	case g.Epoch != c.Prev:
 		return refuse("grant group %d: the epoch is %s, not %s", c.Group, g.Epoch, c.Prev)
@@ -157,8 +157,15 @@ func (e entry) revoke(c Revoke) Result {
 	if !g.Held() || g.Lease.Epoch != c.Epoch {
 		return refuse("group %d: epoch %s does not hold the lease", c.Group, c.Epoch)
 	}
+	switch {
+	case c.Early && (g.Mode != Quorum || g.NoEarly):
+		return refuse("group %d fails over at the end of a lease only", c.Group)
+	case c.Early && g.Lease.Revoked && !g.Lease.Early:
+		g.Lease.Early = true
+		e.Groups[c.Group] = g
+	}
 	if !g.Lease.Revoked {
-		g.Lease.Revoked = true
+		g.Lease.Revoked, g.Lease.Early = true, c.Early
 		if g.Op.Pausing() {
 			e.over(&g, false, "the lease was revoked: "+c.Reason)
 		}
@@ -289,6 +296,9 @@ func (e entry) groupSet(c GroupSet) Result {
 			text = "group retired: it leaves the Citus metadata"
 		}
 		e.note(c.Group, History{Kind: "retired", Epoch: g.Epoch, Text: text})
+	}
+	if c.Early != nil {
+		g.NoEarly = !*c.Early
 	}
 	e.Groups[c.Group] = g
 	return done

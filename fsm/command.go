@@ -117,6 +117,7 @@ type Revoke struct {
 	Group  GroupID `json:"group"`
 	Epoch  Epoch   `json:"epoch"`
 	Reason string  `json:"reason"`
+	Early  bool    `json:"early,omitempty"` // the next Grant does not wait for the end of the lease
 }
 
 // Promoted records the timeline a promotion made, before anybody may follow it.
@@ -148,6 +149,7 @@ type GroupSet struct {
 	Group  GroupID `json:"group"`
 	Mode   Mode    `json:"mode,omitempty"`
 	Paused *bool   `json:"paused,omitempty"`
+	Early  *bool   `json:"early_failover,omitempty"`
 
 	Retired *bool `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
 }

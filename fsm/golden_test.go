@@ -40,7 +40,7 @@ func everyCommand() []Command {
 		SyncConfirm{0, ep(1), Pair{}},
 		SyncPropose{Group: 0, Epoch: ep(1), Pair: NewPair(1, "b"), Reason: "why"},
 		SyncConfirm{0, ep(1), NewPair(1, "b")},
-		GroupSet{Group: 0, Mode: Quorum, Paused: new(false)},
+		GroupSet{Group: 0, Mode: Quorum, Paused: new(false), Early: new(true)},
 		OperationPut{Group: 0, Operation: Operation{ID: "o", Kind: "failover", To: "b", Phase: "p", By: "me", At: epochZero}},
 		OperationDrop{Group: 0, ID: "o", Reason: "why"},
 		OperationPut{Group: 0, Operation: Operation{
@@ -50,7 +50,7 @@ func everyCommand() []Command {
 		OperationMove{Group: 0, ID: "s", To: "check"},
 		OperationMove{Group: 0, ID: "s", From: "check", To: "pause", Node: "b", Steps: []Step{{"check", 2}}, PausedMS: 1, Text: "why"},
 		OperationDrop{Group: 0, ID: "s", Reason: "why", Cancel: true},
-		Revoke{Group: 0, Epoch: ep(1), Reason: "why"},
+		Revoke{Group: 0, Epoch: ep(1), Reason: "why", Early: true},
 		Expire{0, ep(1)},
 		Release{Group: 0, Epoch: ep(1), Reason: "why"},
 		Release{Group: 0, Epoch: ep(1), Reason: "why", Timeline: 1, LSN: 90},

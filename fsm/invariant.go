@@ -19,9 +19,9 @@ func Invariant(prev, next *State) error {
 		switch {
 		case g.Epoch.Less(p.Epoch):
 			return fmt.Errorf("group %d: epoch fell from %s to %s", id, p.Epoch, g.Epoch)
-		case p.Held() && g.Held() && p.Lease.Epoch != g.Lease.Epoch:
+		case p.Held() && g.Held() && p.Lease.Epoch != g.Lease.Epoch && !p.Lease.Early:
 			return fmt.Errorf("group %d: lease went from epoch %s to %s without being free", id, p.Lease.Epoch, g.Lease.Epoch)
-		case p.Held() && g.Held() && (p.Lease.Holder != g.Lease.Holder || p.Lease.Instance != g.Lease.Instance):
+		case p.Held() && g.Held() && p.Lease.Epoch == g.Lease.Epoch && (p.Lease.Holder != g.Lease.Holder || p.Lease.Instance != g.Lease.Instance):
 			return fmt.Errorf("group %d: epoch %s changed hands", id, g.Lease.Epoch)
 		case p.SystemID != "" && p.SystemID != g.SystemID:
 			return fmt.Errorf("group %d: system identifier changed", id)
@@ -40,6 +40,9 @@ func groupInvariant(s *State, g Group) error {
 		}
 		if g.Lease.Epoch != g.Epoch {
 			return fmt.Errorf("lease has epoch %s, group %s", g.Lease.Epoch, g.Epoch)
+		}
+		if g.Lease.Early && !g.Lease.Revoked {
+			return fmt.Errorf("epoch %s may be followed early, but is not revoked", g.Lease.Epoch)
 		}
 		if g.Sync.Target().Has(g.Lease.Holder) {
 			return fmt.Errorf("holder %s is in its own synchronous set", g.Lease.Holder)

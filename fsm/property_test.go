@@ -60,7 +60,7 @@ func drawCommand(t *rapid.T, s *State) Command {
 	case 11:
 		return Expire{gid, e}
 	case 12:
-		return Revoke{Group: gid, Epoch: e}
+		return Revoke{Group: gid, Epoch: e, Early: tl%2 == 0}
 	case 13:
 		return Promoted{gid, e, tl, tl / 2, LSN(tl)}
 	case 14:

@@ -119,10 +119,11 @@ const (
 type Group struct {
 	ID         GroupID    `json:"id"`
 	Mode       Mode       `json:"mode"`
-	Paused     bool       `json:"paused,omitempty"`  // no automatic change of primary
-	Retired    bool       `json:"retired,omitempty"` // not wanted in the Citus metadata any more: its nodes may go, down to the last
-	ClaimedBy  NodeID     `json:"claimed_by"`        // the node that may create the group's first data directory
-	SystemID   string     `json:"system_id"`         // PostgreSQL's system identifier; empty until initialised
+	Paused     bool       `json:"paused,omitempty"`   // no automatic change of primary
+	NoEarly    bool       `json:"no_early,omitempty"` // a failover always waits for the end of the lease
+	Retired    bool       `json:"retired,omitempty"`  // not wanted in the Citus metadata any more: its nodes may go, down to the last
+	ClaimedBy  NodeID     `json:"claimed_by"`         // the node that may create the group's first data directory
+	SystemID   string     `json:"system_id"`          // PostgreSQL's system identifier; empty until initialised
 	Lease      Lease      `json:"lease"`
 	Epoch      Epoch      `json:"epoch"`       // of the last Grant
 	LastHolder NodeID     `json:"last_holder"` // of the last Grant, or the initialiser
@@ -165,6 +166,7 @@ type Lease struct {
 	Epoch    Epoch         `json:"epoch"`
 	TTL      time.Duration `json:"ttl"`
 	Revoked  bool          `json:"revoked,omitempty"`
+	Early    bool          `json:"early,omitempty"` // revoked, and the next Grant need not wait for its end: the standbys recruited confirm nothing for it any more
 }
 
 // Pair is a synchronous set: a commit is acknowledged when K of S have flushed it.

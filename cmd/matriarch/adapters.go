@@ -54,6 +54,20 @@ func (r recruiter) Recruit(ctx context.Context, to fsm.Node, e fsm.Epoch) (decid
 	return ans.Recruit, err
 }
 
+const callProbe = "probe"
+
+type probeRequest struct {
+	Primary fsm.NodeID `json:"primary"`
+}
+
+func (r recruiter) Probe(ctx context.Context, to, primary fsm.Node) (p decide.Probe, err error) {
+	if to.ID == r.n.id.NodeID {
+		return r.n.probe(ctx, probeRequest{primary.ID})
+	}
+	err = r.n.client.Call(ctx, to.Peer, string(to.ID), callProbe, probeRequest{primary.ID}, &p)
+	return p, err
+}
+
 // nodeOf is what the configuration says of this node.
 func nodeOf(cfg config.Config, id fsm.NodeID) fsm.Node {
 	t := cfg.Node.Tags

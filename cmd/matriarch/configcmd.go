@@ -33,6 +33,7 @@ func (p *program) configVerb() *cli.Command {
 				Description: settingsHelp() + "With --group, the policy of one group:\n" +
 					"   mode                 quorum: a commit waits for a standby; off: it does not, and a failover may lose it\n" +
 					"   paused               true: no automatic change of primary\n" +
+					"   early_failover       false: a failover always waits for the end of the lease\n" +
 					"Example:\n   matriarch config set ttl=6s degrade_after=3s\n   matriarch config set --group 2 mode=off",
 				Flags:  []cli.Flag{&cli.IntFlag{Name: "group", Usage: "the `GROUP` whose policy to change"}},
 				Action: p.configSet,
@@ -158,8 +159,11 @@ func (p *program) groupSet(c *cli.Context) error {
 		case key == "paused" && (value == "true" || value == "false"):
 			paused := value == "true"
 			set.Paused = &paused
+		case key == "early_failover" && (value == "true" || value == "false"):
+			early := value == "true"
+			set.Early = &early
 		default:
-			return usagef(c, "%s: a group has mode=quorum, mode=off, paused=true and paused=false", a)
+			return usagef(c, "%s: a group has mode=quorum|off, paused=true|false and early_failover=true|false", a)
 		}
 	}
 	cl, err := p.connect(c)

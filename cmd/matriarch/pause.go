@@ -18,11 +18,12 @@ func (n *node) pauser() pauser {
 	if n.citus == nil {
 		return nil
 	}
-	return gate{n.citus, n.log}
+	return gate{n, n.citus, n.log}
 }
 
 // gate implements pauser.
 type gate struct {
+	n    *node
 	pool *citus.Pool
 	log  *slog.Logger
 }
@@ -90,12 +91,14 @@ func (p gate) Pause(ctx context.Context, term uint64, s *fsm.State, g fsm.Group)
 	for _, b := range h.Ended() {
 		p.log.Warn("ended a transaction in the way of the pause", "blocker", b.String())
 	}
-	return holding{h, p.log}, nil
+	return holding{h, p.n, g.ID, p.log}, nil
 }
 
 // holding is a Pause as the conductor knows it.
 type holding struct {
 	*citus.Pause
+	n   *node
+	g   fsm.GroupID
 	log *slog.Logger
 }
 
@@ -105,6 +108,9 @@ func (h holding) Resume(ctx context.Context, s *fsm.State) error {
 	if err != nil {
 		h.Cancel()
 		return err
+	}
+	if err := h.n.waitOpen(ctx, s, h.g); err != nil {
+		h.log.Warn("clients go on although the new primary may not let them in yet", "group", int(h.g), "error", err)
 	}
 	t, err := h.Pause.Resume(ctx, ws)
 	h.log.Info("pause over", "lock", t.Lock.String(), "rows", t.Rows.String(), "write", t.Write.String(), "held", t.Held.String())

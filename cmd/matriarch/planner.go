@@ -38,7 +38,7 @@ func (p planner) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Gro
 	to := g.Lease.Holder
 	if g.Op.Kind == fsm.Switchover {
 		var err error
-		if to, err = decide.Fit(s, g, g.Op.To, p.n.heard(s)); err != nil {
+		if to, err = p.fit(ctx, s, g); err != nil {
 			return "", err
 		}
 	}
@@ -51,6 +51,27 @@ func (p planner) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Gro
 		}
 	}
 	return to, nil
+}
+
+// fit waits a moment for members that a young leader has not heard of yet.
+func (p planner) fit(ctx context.Context, s *fsm.State, g fsm.Group) (fsm.NodeID, error) {
+	for end := time.Now().Add(decide.AliveWithin); ; {
+		heard := p.n.heard(s)
+		to, err := decide.Fit(s, g, g.Op.To, heard)
+		all := true
+		for _, m := range s.Members(g.ID) {
+			_, ok := heard[m.ID]
+			all = all && ok
+		}
+		if err == nil || all || time.Now().After(end) {
+			return to, err
+		}
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // writeOut has the holder and the candidate write their dirty pages, so that neither stopping nor promoting has much left to write,
@@ -95,7 +116,27 @@ func (p planner) Pause(ctx context.Context, term uint64, s *fsm.State, g fsm.Gro
 	return c.Pause(ctx, term, s, g)
 }
 
-const callWriteOut = "write_out"
+const (
+	callWriteOut = "write_out"
+	callWaitOpen = "wait_open"
+	// openLimit bounds how long clients that wait wait for the new primary to let them in.
+	openLimit = 2 * time.Second
+)
+
+// waitOpen waits until the group's primary lets clients in: its state says so a moment earlier.
+func (n *node) waitOpen(ctx context.Context, s *fsm.State, g fsm.GroupID) error {
+	p, ok := s.Primary(g)
+	if !ok {
+		return fmt.Errorf("group %d has no open primary", g)
+	}
+	ctx, cancel := context.WithTimeout(ctx, openLimit)
+	defer cancel()
+	e := s.Groups[g].Epoch
+	if p.ID == n.id.NodeID {
+		return n.agent.WaitOpen(ctx, e)
+	}
+	return n.client.Call(ctx, p.Peer, string(p.ID), callWaitOpen, recruitRequest{e}, &struct{}{})
+}
 
 // position is where a node's PostgreSQL stands after a checkpoint.
 type position struct {

@@ -19,6 +19,7 @@ import (
 	"matriarch/consensus"
 	"matriarch/consensus/lease"
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 	"matriarch/internal/admin"
 	"matriarch/internal/agent"
 	"matriarch/internal/api"
@@ -181,6 +182,12 @@ func (n *node) services() {
 		return recruitAnswer{rec}, err
 	})
 	transport.Register(n.rpc, callWriteOut, func(ctx context.Context, _ transport.Peer, _ struct{}) (position, error) { return n.writeOut(ctx) })
+	transport.Register(n.rpc, callWaitOpen, func(ctx context.Context, _ transport.Peer, r recruitRequest) (struct{}, error) {
+		return struct{}{}, n.agent.WaitOpen(ctx, r.Epoch)
+	})
+	transport.Register(n.rpc, callProbe, func(ctx context.Context, _ transport.Peer, r probeRequest) (decide.Probe, error) {
+		return n.probe(ctx, r)
+	})
 	transport.Register(n.rpc, "removed", n.tellRemoved)
 	admin.Register(n.rpc, source{n})
 }

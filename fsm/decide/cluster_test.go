@@ -64,6 +64,22 @@ func ended(at fsm.LSN) func(*GroupView) {
 	})
 }
 
+// silent: the holder's keepalives have been missing.
+func silent(ago time.Duration) func(*GroupView) { return func(v *GroupView) { v.Heard["a"] = ago } }
+
+func probes(dead ...bool) func(*GroupView) {
+	return func(v *GroupView) {
+		v.Probes = map[fsm.NodeID]Probe{}
+		for i, d := range dead {
+			v.Probes[[]fsm.NodeID{"b", "c"}[i]] = Probe{Dead: d, Text: "no answer"}
+		}
+	}
+}
+
+func early(g *fsm.Group) { g.Lease.Revoked, g.Lease.Early = true, true }
+
+func asked(v *GroupView) { v.Asking, v.Enough = time.Minute, time.Minute }
+
 func changed(ago time.Duration) func(*GroupView) { return func(v *GroupView) { v.Changed = ago } }
 
 func nobody(v *GroupView) { v.Recruits, v.Asking, v.Enough = nil, 0, 0 }
@@ -81,6 +97,20 @@ var clusterExamples = []struct {
 	{"asked for", "C200", election(held, op("b", false)), "RevokeLease{Epoch:1.1"},
 	{"revoked", "C210", election(held, edit(func(g *fsm.Group) { g.Lease.Revoked = true })), ""},
 	{"held", "C220", election(held), ""},
+	{"silent", "C135", election(held, silent(700*time.Millisecond)), "ProbeHolder{Witnesses:[b c]}"},
+	{"silent, asked already", "C220", election(held, silent(700*time.Millisecond), func(v *GroupView) { v.Probing = true }), ""},
+	{"silent, but its standbys see it", "C135", election(held, silent(2*time.Second), probes(true, false)), "ProbeHolder"},
+	{"gone", "C130", election(held, silent(time.Second), probes(true, true)), "RevokeLease{Epoch:1.1 Reason:n-a has been silent for 1s, and n-b: no answer; n-c: no answer Early:true}"},
+	{"gone, one standby is away", "C220", election(held, silent(3*time.Second), probes(true), func(v *GroupView) { v.Heard["c"] = time.Minute }), ""},
+	{"gone, but early failover is off", "C220", election(held, silent(3*time.Second), probes(true, true), edit(func(g *fsm.Group) { g.NoEarly = true })), ""},
+	{"gone, but the group is paused", "C220", election(held, silent(3*time.Second), probes(true, true), edit(func(g *fsm.Group) { g.Paused = true })), ""},
+	{"gone, but commits did not wait", "C220", election(held, silent(3*time.Second), probes(true, true), edit(func(g *fsm.Group) { g.Sync.Pairs = []fsm.Pair{{}} })), ""},
+	{"gone, but a pair in force needs nobody", "C220", election(held, silent(3*time.Second), probes(true, true), edit(func(g *fsm.Group) { g.Sync.Pairs = append(g.Sync.Pairs, fsm.Pair{}) })), ""},
+	{"gone, but the group has just changed", "C220", election(held, silent(3*time.Second), probes(true, true), changed(5*time.Second)), ""},
+	{"gone before this leader came", "C130", election(held, probes(true, true), func(v *GroupView) { delete(v.Heard, "a"); v.Leading = 2 * time.Second }), "RevokeLease"},
+	{"revoked early", "C300", election(held, edit(early), nobody), "RecruitAll"},
+	{"revoked early, not enough", "C310", election(held, edit(early), asked, recruits(rec("b", 200))), "RecruitAll"},
+	{"revoked early, enough", "C400", election(held, edit(early), asked, recruits(rec("b", 200), rec("c", 200))), "GrantLease{To:b {1 [c]}}"},
 	{"paused", "C230", election(edit(func(g *fsm.Group) { g.Paused = true })), ""},
 	{"planned, its time has come", "C150", election(held, func(v *GroupView) { v.Due, v.Group.Planned = true, &fsm.Operation{ID: "p", Kind: fsm.Switchover} }), "MoveOperation{ID:p From: To:check"},
 	{"planned, its time has not come", "C220", election(held, edit(func(g *fsm.Group) { g.Planned = &fsm.Operation{ID: "p", Kind: fsm.Switchover} })), ""},

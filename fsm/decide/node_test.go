@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -231,7 +232,15 @@ var nodeExamples = []nodeExample{
 	{"opens once it streams", "R330", standby(func(v *View) { v.Conf.Phase = Closed }), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a"}}},
 	{"streams", "R340", standby(), nil},
 	{"does not stream", "R350", standby(func(v *View) { v.PG.Streaming = false }), nil},
-	{"lease free", "R900", standby(group(free)), nil},
+	{"lease free", "R900", standby(group(free), detached), nil},
+	{"lease free, still attached", "R300", standby(group(free)), Configure{Conf{Phase: Open}}},
+	{"granted, not recorded, still attached", "R300", standby(group(func(g *fsm.Group) {
+		g.Epoch, g.Lease.Epoch = ep(2), ep(2)
+		g.Grants = append(slices.Clone(g.Grants), fsm.Grant{Epoch: ep(2), Holder: "a"})
+	})), Configure{Conf{Phase: Open}}},
+	{"lease free, about to be recruited by plan", "R900", standby(group(free), group(func(g *fsm.Group) {
+		g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Promote, To: "b", Epoch: ep(1)}
+	})), nil},
 	{"an old state does not lead away from the upstream", "R900", standby(func(v *View) { v.Local.Lineage[3], v.Local.Promise = ep(4), fsm.Epoch{} }), nil},
 	{"an epoch below the promise is not followed", "R900", standby(detached, func(v *View) { v.Local.Promise = ep(2) }), nil},
 }

@@ -109,6 +109,12 @@ func drawState(t *rapid.T) *fsm.State {
 	}
 	g.Grants = append(g.Grants, fsm.Grant{Epoch: g.Epoch, Holder: g.Lease.Holder, Timeline: fsm.Timeline(rapid.IntRange(0, 4).Draw(t, "tl")), Parent: 2, Fork: 150})
 	g.Sync.Confirmed = drawEpoch(t)
+	if g.Sync.Confirmed == g.Epoch && g.Grants[len(g.Grants)-1].Timeline == 0 {
+		g.Sync.Confirmed = fsm.Epoch{} // only a recorded promotion is confirmed
+		if g.Epoch.IsZero() {
+			g.Grants[len(g.Grants)-1].Timeline = 2
+		}
+	}
 	if rapid.Bool().Draw(t, "uninitialised") {
 		g.SystemID = ""
 	}

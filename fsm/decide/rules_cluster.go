@@ -23,6 +23,8 @@ type GroupView struct {
 	Changed   time.Duration                // since another node took over unasked; 0: not seen in this term
 	Due       bool                         // the time of what is planned has come
 	Work      Work
+	Probes    map[fsm.NodeID]Probe // fresh answers about the holder of this epoch
+	Probing   bool                 // some are still to come, or too new to ask again
 }
 
 // ClusterPlan is the outcome for one group.
@@ -43,7 +45,10 @@ type (
 	RevokeLease struct {
 		Epoch  fsm.Epoch
 		Reason string
+		Early  bool // the next Grant does not wait for its end
 	}
+	// ProbeHolder asks members whether the holder lives.
+	ProbeHolder struct{ Witnesses []fsm.NodeID }
 	// RecruitAll asks every member for its promise and position.
 	RecruitAll struct{}
 	// GrantLease gives the lease away.
@@ -65,6 +70,7 @@ type (
 
 func (ClaimGroup) clusterAction()    {}
 func (RevokeLease) clusterAction()   {}
+func (ProbeHolder) clusterAction()   {}
 func (RecruitAll) clusterAction()    {}
 func (GrantLease) clusterAction()    {}
 func (DropOperation) clusterAction() {}
@@ -112,6 +118,7 @@ func groupFacts(v GroupView) GroupFacts {
 	if op := v.Group.Op; op != nil && op.Trust && slices.Contains(got, op.To) {
 		f.Suffices, f.Lacking = true, ""
 	}
+	f.Lacking = f.named(f.Lacking)
 	f.Ranked = Candidates(v.State, v.Group, v.Recruits)
 	for _, n := range f.Members {
 		if ago, heard := v.Heard[n.ID]; heard && ago < AliveWithin && !slices.Contains(got, n.ID) && v.Refusals[n.ID] == "" {
@@ -119,6 +126,15 @@ func groupFacts(v GroupView) GroupFacts {
 		}
 	}
 	return f
+}
+
+// named puts names where a sentence has ids.
+func (f GroupFacts) named(text string) string {
+	var pairs []string
+	for _, n := range f.Members {
+		pairs = append(pairs, string(n.ID)+" ", n.Name+" ", string(n.ID)+",", n.Name+",")
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
 }
 
 func (f GroupFacts) memberIDs() (ids []fsm.NodeID) {
@@ -176,8 +192,8 @@ func Cluster(v GroupView) ClusterPlan {
 	return ClusterPlan{Rule: "C999", Name: "nothing holds", Reason: "no rule matched"}
 }
 
-// ClusterRules is ordered: the beginning of a group, planned work, the lease, elections.
-var ClusterRules = slices.Concat(beginRules, plannedRules, electionRules)
+// ClusterRules is ordered: the beginning of a group, a holder that is gone, planned work, the lease, elections.
+var ClusterRules = slices.Concat(beginRules, earlyRules, plannedRules, electionRules)
 
 var beginRules = []ClusterRule{
 	{
@@ -206,19 +222,19 @@ var electionRules = []ClusterRule{
 		},
 		func(f GroupFacts) (ClusterAction, string) {
 			why := fmt.Sprintf("%s to %s asked for by %s", f.Group.Op.Kind, f.State.Name(f.Group.Op.To), f.Group.Op.By)
-			return RevokeLease{f.Group.Lease.Epoch, why}, why
+			return RevokeLease{Epoch: f.Group.Lease.Epoch, Reason: why}, why
 		},
 	},
 	{
 		"C210", "revoked, not free yet", "",
-		func(f GroupFacts) bool { return f.Group.Held() && f.Group.Lease.Revoked },
+		func(f GroupFacts) bool { return f.Group.Held() && f.Group.Lease.Revoked && !f.Group.Lease.Early },
 		func(f GroupFacts) (ClusterAction, string) {
 			return nil, fmt.Sprintf("epoch %s of %s is revoked: waiting until it is given back or expires", f.Group.Epoch, f.State.Name(f.Group.Lease.Holder))
 		},
 	},
 	{
 		"C220", "held", "",
-		func(f GroupFacts) bool { return f.Group.Held() },
+		func(f GroupFacts) bool { return f.Group.Held() && !f.Group.Lease.Early },
 		func(f GroupFacts) (ClusterAction, string) {
 			return nil, fmt.Sprintf("%s holds epoch %s, last heard %s ago", f.State.Name(f.Group.Lease.Holder), f.Group.Epoch, round(f.Heard[f.Group.Lease.Holder]))
 		},

@@ -281,8 +281,8 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
-		"R300", "detach from a former primary", "its position is compared with the new one's once nothing more arrives",
-		func(f Facts) bool { return f.Upstream && f.Conf.Upstream != "" && f.Conf.Epoch != f.Epoch },
+		"R300", "detach from a former primary", "its position is compared with the new one's once nothing more arrives, and that server may come back on another timeline",
+		func(f Facts) bool { return f.outlived() },
 		func(f Facts) (Action, string) {
 			return Configure{Conf{Phase: f.Conf.Phase}}, fmt.Sprintf("epoch %s ended: leaving %s", f.Conf.Epoch, f.State.Name(f.Conf.Upstream))
 		},
@@ -357,6 +357,14 @@ var NodeRules = []NodeRule{
 			return nil, fmt.Sprintf("standing at timeline %d, %s; group %d has no primary to follow: %s", f.PG.Timeline, f.PG.LSN, f.Group.ID, f.leaseText())
 		},
 	},
+}
+
+// outlived: the epoch followed is over. Whoever is asked to take over detaches by its promise.
+func (f Facts) outlived() bool {
+	if !f.Member || f.Stale || f.HoldsAny || f.Conf.Upstream == "" || f.Conf.Epoch == f.Epoch {
+		return false
+	}
+	return f.Group.Held() || !f.Group.Op.Pausing() || f.Group.Op.To != f.Self
 }
 
 // spent: a timeline was made under our lease, by the state or by our own record, and PostgreSQL is a standby again.

@@ -72,7 +72,7 @@ var plannedRules = []ClusterRule{
 		},
 		func(f GroupFacts) (ClusterAction, string) {
 			why := fmt.Sprintf("%s was asked to stop for a %s and has not for %s", f.State.Name(f.Group.Lease.Holder), f.Group.Op.Kind, round(f.Work.For))
-			return RevokeLease{f.Group.Epoch, why}, why
+			return RevokeLease{Epoch: f.Group.Epoch, Reason: why}, why
 		},
 	},
 	{

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 	"matriarch/internal/conductor"
 )
 
@@ -36,8 +37,9 @@ type Group struct {
 	Sync      string         `json:"sync"`            // the pair in force: any 1 of (a, b)
 	Joint     []string       `json:"joint,omitempty"` // all pairs, while a change is under way
 	Paused    bool           `json:"paused,omitempty"`
-	Retired   bool           `json:"retired,omitempty"`  // left the Citus metadata
-	Degraded  bool           `json:"degraded,omitempty"` // commits do not wait although there is somebody to wait for
+	Retired   bool           `json:"retired,omitempty"`        // left the Citus metadata
+	Early     string         `json:"early_failover,omitempty"` // yes, or why a failover now would have to wait for the end of the lease; when the leader answered
+	Degraded  bool           `json:"degraded,omitempty"`       // commits do not wait although there is somebody to wait for
 	Operation *OperationView `json:"operation,omitempty"`
 	Planned   *OperationView `json:"planned,omitempty"` // waits for its time
 	Rule      string         `json:"rule,omitempty"`    // the conductor's, when the leader answered
@@ -110,10 +112,20 @@ func newGroup(st Status, g fsm.Group) Group {
 		}
 	}
 	v.Operation, v.Planned = operationView(s, g.Op), operationView(s, g.Planned)
+	if st.Raft.Leads && g.Held() {
+		v.Early = orYes(decide.Early(decide.GroupView{State: s, Group: g, Heard: st.Heard}))
+	}
 	if p, ok := st.Plans[g.ID]; ok {
 		v.Rule, v.Reason = p.Rule+" "+p.Name, p.Reason
 	}
 	return v
+}
+
+func orYes(why string) string {
+	if why == "" {
+		return "yes"
+	}
+	return "no: " + why
 }
 
 // syncable counts the members that could acknowledge commits of the holder.
@@ -216,6 +228,9 @@ func notes(f Formation) []string {
 		}
 		if g.Retired {
 			out = append(out, fmt.Sprintf("group %d is retired: 'matriarch remove NODE' takes its nodes out, 'matriarch citus add-group %d' takes it back", g.ID, g.ID))
+		}
+		if why, no := strings.CutPrefix(g.Early, "no: "); no && !g.Paused && g.Mode == fsm.Quorum {
+			out = append(out, fmt.Sprintf("group %d could fail over only at the end of a lease just now: %s", g.ID, why))
 		}
 	}
 	if f.Metadata != nil {

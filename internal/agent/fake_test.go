@@ -254,6 +254,12 @@ func (p fakePostgres) Origin(ctx context.Context, tl fsm.Timeline) (fsm.Timeline
 	return tl - 1, 100, p.call(ctx, "origin %d", tl)
 }
 
+func (p fakePostgres) Applied() decide.Conf {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.obs.Conf
+}
+
 func (p fakePostgres) Ended(ctx context.Context) (fsm.Timeline, fsm.LSN, bool, error) {
 	err := p.call(ctx, "ended")
 	return 2, 99, p.inOrder, err

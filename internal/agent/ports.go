@@ -69,6 +69,8 @@ type Postgres interface {
 	Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error
 	// Configure writes, reloads and verifies by the effective values. Leaving an upstream ends the walreceiver.
 	Configure(ctx context.Context, r Roster, c decide.Conf) error
+	// Applied is what Configure set last and saw in force.
+	Applied() decide.Conf
 	// Prepare gets everything ready for a start as standby with this configuration.
 	Prepare(ctx context.Context, r Roster, c decide.Conf) error
 	// Promise makes the promise durable and makes this server unable to follow any epoch below it.

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"matriarch/fsm"
 	"matriarch/fsm/decide"
@@ -115,5 +116,31 @@ func (a *Agent) confirm(ctx context.Context, r Roster, x decide.Confirm) error {
 			return fmt.Errorf("first synchronous commit: %w", err)
 		}
 	}
-	return a.submit(ctx, fsm.SyncConfirm{Group: r.Group.ID, Epoch: x.Epoch, Pair: x.Pair})
+	if err := a.submit(ctx, fsm.SyncConfirm{Group: r.Group.ID, Epoch: x.Epoch, Pair: x.Pair}); err != nil || r.Group.Opened() {
+		return err
+	}
+	open := x.Conf
+	open.Phase = decide.Open // clients come at once
+	if err := a.cfg.Postgres.Configure(ctx, r, open); err != nil {
+		return fmt.Errorf("let clients in: %w", err)
+	}
+	return nil
 }
+
+// WaitOpen returns when clients may enter PostgreSQL under this epoch or a later one, or ctx ends.
+func (a *Agent) WaitOpen(ctx context.Context, e fsm.Epoch) error {
+	tick := time.NewTicker(openPoll)
+	defer tick.Stop()
+	for {
+		if c := a.cfg.Postgres.Applied(); c.Phase == decide.Open && c.Upstream == "" && !c.Epoch.Less(e) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until clients may enter: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+const openPoll = 2 * time.Millisecond

@@ -12,7 +12,7 @@ import (
 // While PostgreSQL stops for planned work, clients wait: what holds it up is ended, the more firmly the longer it takes.
 const (
 	sendersAfter   = 1500 * time.Millisecond // walsenders that wait for a standby which does not confirm
-	immediateAfter = 5 * time.Second         // then whatever is left, and the end is not in good order
+	immediateAfter = 5 * time.Second         // then whatever is left; who has the last record is still looked at
 )
 
 // stepDown stops PostgreSQL in good order, so that the standbys have everything up to its last record.

@@ -13,10 +13,12 @@ func (t *term) act(ctx context.Context, s *fsm.State, g fsm.Group, p decide.Clus
 	case nil:
 	case decide.RecruitAll:
 		t.recruitAll(ctx, s, g)
+	case decide.ProbeHolder:
+		t.probe(ctx, s, g, a.Witnesses)
 	case decide.ClaimGroup:
 		t.commit(ctx, fsm.Claim{Group: g.ID, Node: a.Node})
 	case decide.RevokeLease:
-		t.commit(ctx, fsm.Revoke{Group: g.ID, Epoch: a.Epoch, Reason: a.Reason})
+		t.commit(ctx, fsm.Revoke{Group: g.ID, Epoch: a.Epoch, Reason: a.Reason, Early: a.Early})
 	case decide.DropOperation:
 		t.commit(ctx, fsm.OperationDrop{Group: g.ID, ID: a.ID, Reason: a.Reason})
 	case decide.StartWork:

@@ -23,9 +23,11 @@ type Lead interface {
 	Heard(n fsm.NodeID) (time.Duration, bool)
 }
 
-// Recruiter asks one node for its promise.
+// Recruiter asks one node for its promise, or for what it sees.
 type Recruiter interface {
 	Recruit(ctx context.Context, n fsm.Node, e fsm.Epoch) (decide.Recruit, error)
+	// Probe asks a standby whether its primary lives. It answers soon in any case.
+	Probe(ctx context.Context, n, primary fsm.Node) (decide.Probe, error)
 }
 
 // Metadata keeps pg_dist_node right. Reconcile looks once and mends what it finds; it says how it went. It asks for the state
@@ -105,7 +107,7 @@ func (c *Conductor) Plans() map[fsm.GroupID]Decision {
 func (c *Conductor) MetadataReport() *MetadataReport { return c.report.Load() }
 
 const (
-	lookEvery    = 500 * time.Millisecond
+	lookEvery    = 100 * time.Millisecond // a silent holder is noticed that late
 	fastLook     = 25 * time.Millisecond
 	recruitAgain = 100 * time.Millisecond
 	recruitLimit = 3 * time.Second
@@ -119,7 +121,7 @@ func (c *Conductor) Run(ctx context.Context, lead Lead) {
 	if c.cfg.Metadata != nil {
 		wg.Go(func() { c.keepMetadata(ctx, lead) })
 	}
-	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), began: time.Now()}
+	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), probes: map[fsm.GroupID]*probing{}, seen: make(chan sight), began: time.Now()}
 	t.run(ctx)
 	c.plans.Store(nil)
 }
@@ -134,6 +136,8 @@ type term struct {
 	changes   map[fsm.GroupID]change
 	works     map[fsm.GroupID]*work
 	results   chan worked
+	probes    map[fsm.GroupID]*probing
+	seen      chan sight
 	began     time.Time
 	wg        sync.WaitGroup
 }
@@ -181,6 +185,8 @@ func (t *term) run(ctx context.Context) {
 			t.take(a)
 		case r := <-t.results:
 			t.took(r)
+		case x := <-t.seen:
+			t.saw(x)
 		}
 		timer.Stop()
 	}
@@ -192,12 +198,13 @@ func (t *term) look(ctx context.Context) (busy bool) {
 	plans := map[fsm.GroupID]Decision{}
 	for _, id := range s.GroupIDs() {
 		g := s.Groups[id]
-		if e := t.elections[id]; e != nil && (g.Held() || e.prev != g.Epoch) {
+		if e := t.elections[id]; e != nil && (g.Held() && !g.Lease.Early || e.prev != g.Epoch) {
 			delete(t.elections, id)
 		}
 		t.noteChange(g)
 		v := t.view(s, g, t.elections[id])
 		v.Work, v.Due = t.track(g).view(), t.due(ctx, g)
+		v.Probes, v.Probing = t.probed(g)
 		p := decide.Cluster(v)
 		plans[id] = Decision{At: time.Now(), Rule: p.Rule, Name: p.Name, Reason: p.Reason}
 		if t.last[id] != p.Rule {
@@ -208,7 +215,7 @@ func (t *term) look(ctx context.Context) (busy bool) {
 			}
 		}
 		t.act(ctx, s, g, p)
-		busy = busy || t.elections[id] != nil || t.works[id] != nil
+		busy = busy || t.elections[id] != nil || t.works[id] != nil || p.Rule == "C130" || p.Rule == "C135"
 	}
 	t.plans.Store(&plans)
 	return busy

@@ -101,6 +101,16 @@ func (p *Postgres) Configure(ctx context.Context, r agent.Roster, c decide.Conf)
 	return nil
 }
 
+// Applied implements agent.Postgres.
+func (p *Postgres) Applied() decide.Conf {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.loaded {
+		return decide.Conf{}
+	}
+	return p.applied
+}
+
 func (p *Postgres) remember(c decide.Conf) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -159,7 +159,9 @@ func TestSwitchoverBroken(t *testing.T) {
 				leader := c.Named(c.State().Name(c.Status().Node))
 				watch := leader
 				asked := make(chan testkit.Result, 1)
-				go func() { asked <- others(nodes, old)[1].CLI("switchover", "--group", "0", "--candidate", to.Name, "--force", "--wait", "20s") }()
+				go func() {
+					asked <- others(nodes, old)[1].CLI("switchover", "--group", "0", "--candidate", to.Name, "--force", "--wait", "20s")
+				}()
 				seen := ""
 				for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
 					st, err := watch.Status()

@@ -83,13 +83,18 @@ func (n *nemesis) target() *machine {
 
 func (n *nemesis) one() {
 	w, m := n.w, n.target()
-	if w.chance(0.3) {
+	if w.chance(0.25) {
+		n.plan(m.group)
+	}
+	if w.chance(0.4) {
 		recipe := n.twice
 		switch {
 		case w.liars && w.chance(0.5):
 			recipe = n.lateThaw
-		case w.chance(0.4):
+		case w.chance(0.3):
 			recipe = n.shrink
+		case w.chance(0.5):
+			recipe = n.handover
 		}
 		n.pending.Go(func() { recipe(m.group) })
 		return
@@ -101,12 +106,7 @@ func (n *nemesis) one() {
 	case dice < 18:
 		n.killSentinel(m)
 	case dice < 30:
-		w.mu.Lock()
-		if p := m.server.proc; p != nil {
-			w.noteLocked("FAULT %s: kill -9 of the postmaster", m.name)
-			p.kill("killed")
-		}
-		w.mu.Unlock()
+		n.killPostgres(m)
 	case dice < 45:
 		n.powerCut(m, w.draw(100*time.Millisecond, 15*time.Second))
 	case dice < 53:
@@ -125,6 +125,15 @@ func (n *nemesis) one() {
 		for _, o := range w.machines {
 			n.powerCut(o, w.draw(100*time.Millisecond, 8*time.Second))
 		}
+	}
+}
+
+func (n *nemesis) killPostgres(m *machine) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	if p := m.server.proc; p != nil {
+		n.w.noteLocked("FAULT %s: kill -9 of the postmaster", m.name)
+		p.kill("killed")
 	}
 }
 

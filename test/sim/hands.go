@@ -42,7 +42,7 @@ func (h hands) answering(ctx context.Context) (*proc, error) {
 	if p == nil || !p.ready {
 		return nil, errors.New("connection refused")
 	}
-	return p, p.await(ctx, always)
+	return p, p.query(ctx, always)
 }
 
 func (h hands) Observe(ctx context.Context, r agent.Roster) agent.Observation {
@@ -106,6 +106,13 @@ func wantedSlots(r agent.Roster) map[fsm.NodeID]bool {
 	return want
 }
 
+func (h hands) Applied() decide.Conf {
+	h.g.pass()
+	h.s.w.mu.Lock()
+	defer h.leave()
+	return h.s.conf
+}
+
 func (h hands) Local() (decide.Local, error) {
 	h.g.pass()
 	h.s.w.mu.Lock()
@@ -126,7 +133,7 @@ func (h hands) InitDB(ctx context.Context) error {
 	defer h.leave()
 	if h.s.dir == nil {
 		h.s.w.lastID++
-		h.s.dir = &dataDir{systemID: fmt.Sprint("sys", h.s.w.lastID), tl: 1, known: 1, wal: []record{{id: h.s.w.lastID, tl: 1}}, slots: map[fsm.NodeID]bool{}}
+		h.s.dir = &dataDir{systemID: fmt.Sprint("sys", h.s.w.lastID), tl: 1, known: 1, wal: []record{{id: h.s.w.lastID, tl: 1}}, slots: map[fsm.NodeID]bool{}, ended: 1}
 	}
 	return nil
 }
@@ -192,6 +199,7 @@ func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch) error {
 
 // take replaces the data directory. Only ancestors of the new timeline keep their record.
 func (h hands) take(d *dataDir, e fsm.Epoch) {
+	h.s.copies++
 	old := h.s.lineage
 	h.s.lineage = map[fsm.Timeline]fsm.Epoch{}
 	for _, f := range d.history {
@@ -201,6 +209,9 @@ func (h hands) take(d *dataDir, e fsm.Epoch) {
 	}
 	h.s.lineage[d.tl] = e
 	d.slots = map[fsm.NodeID]bool{}
+	if d != h.s.dir {
+		d.ended = 0
+	}
 	h.s.dir, h.s.unfinished = d, ""
 	h.s.w.noteLocked("%s: data directory copied, timeline %d at %s", h.s.m.name, d.tl, lsn(len(d.wal)))
 }

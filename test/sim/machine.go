@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,6 +128,8 @@ type process struct {
 	agent  *agent.Agent
 	cond   *conductor.Conductor
 	leads  atomic.Bool
+	lead   atomic.Pointer[leadership]
+	ctx    context.Context
 	client *transport.Client
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -149,11 +152,12 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 	for _, o := range w.machines {
 		seeds[o.id] = o.host + ":7400"
 	}
-	p.cond = conductor.New(conductor.Config{Recruiter: recruiter{p}, Log: log})
+	p.cond = conductor.New(conductor.Config{Recruiter: recruiter{p}, Planner: planner{p}, Log: log})
 	p.node, err = consensus.Open(consensus.Config{
 		ID: m.id, Name: m.name, Advertise: m.host + ":7400", Dir: filepath.Join(w.dir, m.name), Seeds: seeds, Mux: mux, Dialer: dialer, RPC: rpc,
 		Client: p.client, Clock: func() lease.Stamp { p.gate.pass(); return m.clock() }, Log: log, OnChange: p.changed,
 		Lead: func(ctx context.Context, l consensus.Leadership) {
+			p.lead.Store(&leadership{l})
 			p.leads.Store(true)
 			defer p.leads.Store(false)
 			p.cond.Run(ctx, leadership{l})
@@ -180,13 +184,16 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 		p.gate.pass()
 		return p.agent.Recruit(ctx, req.Epoch)
 	})
+	transport.Register(rpc, "probe", func(ctx context.Context, _ transport.Peer, req probeRequest) (decide.Probe, error) {
+		return p.probe(ctx, req)
+	})
 	p.run(mux, rpc)
 	return nil
 }
 
 func (p *process) run(mux *transport.Mux, rpc *transport.RPCServer) {
 	ctx, cancel := context.WithCancel(p.m.w.ctx)
-	p.cancel = cancel
+	p.ctx, p.cancel = ctx, cancel
 	w := p.m.w
 	w.mu.Lock()
 	p.m.agent = p
@@ -238,6 +245,7 @@ func (p *process) changed(prev, next *fsm.State) {
 		}
 		w.states[next.Index] = string(b)
 	}
+	w.watching = slices.DeleteFunc(w.watching, func(seen func(*fsm.State) bool) bool { return seen(next) })
 	w.mu.Unlock()
 	if p.agent != nil {
 		p.agent.Changed()
@@ -291,6 +299,43 @@ func (r recruiter) Recruit(ctx context.Context, to fsm.Node, e fsm.Epoch) (rec d
 	}
 	err = r.p.client.Call(ctx, to.Peer, string(to.ID), "recruit", recruitRequest{e}, &rec)
 	return rec, err
+}
+
+type probeRequest struct {
+	Primary fsm.NodeID `json:"primary"`
+}
+
+func (r recruiter) Probe(ctx context.Context, to, primary fsm.Node) (pr decide.Probe, err error) {
+	r.p.gate.pass()
+	defer r.p.gate.pass()
+	if to.ID == r.p.m.id {
+		return r.p.probe(ctx, probeRequest{primary.ID})
+	}
+	err = r.p.client.Call(ctx, to.Peer, string(to.ID), "probe", probeRequest{primary.ID}, &pr)
+	return pr, err
+}
+
+// probe opens the primary's port and waits for any answer: a server that is frozen gives none.
+func (p *process) probe(ctx context.Context, req probeRequest) (decide.Probe, error) {
+	p.gate.pass()
+	w := p.m.w
+	w.mu.Lock()
+	o := w.byID(req.Primary)
+	w.mu.Unlock()
+	pctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	c, err := w.net.Host(p.m.pgHost).Dial(pctx, o.pgHost+":5432")
+	if err == nil {
+		defer func() { _ = c.Close() }()
+		if err = w.send(c, hello{kind: "probe"}); err == nil {
+			_, err = w.receive(c, 500*time.Millisecond)
+		}
+	}
+	p.gate.pass()
+	if err != nil {
+		return decide.Probe{Dead: true, Text: "its port: " + err.Error()}, nil
+	}
+	return decide.Probe{Text: "its port answers"}, nil
 }
 
 // lines is a slog handler that writes to the trace.

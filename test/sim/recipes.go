@@ -121,3 +121,85 @@ func (n *nemesis) lateThaw(id fsm.GroupID) {
 	n.goOn(p)
 	n.free(p)
 }
+
+// onPhase tells when any node's state first shows a phase of the group's planned work.
+func (n *nemesis) onPhase(id fsm.GroupID, phase string) <-chan struct{} {
+	hit := make(chan struct{})
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.watching = append(n.w.watching, func(next *fsm.State) bool {
+		op := next.Groups[id].Op
+		if !op.Pausing() || op.Phase != phase {
+			return false
+		}
+		n.w.noteLocked("group %d: phase %s", id, phase)
+		close(hit)
+		return true
+	})
+	return hit
+}
+
+// handover asks for planned work, takes part in it amiss, and perhaps the next holder, too.
+func (n *nemesis) handover(id fsm.GroupID) {
+	p, standbys := n.cast(id)
+	if p == nil || len(standbys) == 0 {
+		return
+	}
+	phases := []string{fsm.Pause, fsm.Demote, fsm.Demote, fsm.Promote, fsm.Promote, fsm.Resume}
+	before, _ := n.w.lease(id)
+	hit := n.onPhase(id, phases[n.w.draw(0, 5)])
+	if n.w.chance(0.4) {
+		n.laggard(p, standbys[0])
+	}
+	for again := 0; again < 5; again++ {
+		n.plan(id)
+		select {
+		case <-hit:
+			again = 5
+		case <-time.After(2 * time.Second):
+		case <-n.ctx.Done():
+			return
+		}
+	}
+	_ = pause(n.ctx, n.w.draw(0, 300*time.Millisecond))
+	for _, m := range append([]*machine{p}, standbys...) {
+		if n.w.chance(0.4) {
+			n.hurt(m)
+		}
+	}
+	if n.w.chance(0.5) {
+		if next := n.nextHolder(id, before, 9*time.Second); next != nil {
+			_ = pause(n.ctx, n.w.draw(0, 600*time.Millisecond))
+			n.hurt(next)
+		}
+	}
+}
+
+func (n *nemesis) awhile() time.Duration { return n.w.draw(500*time.Millisecond, 9*time.Second) }
+
+func (n *nemesis) hurt(m *machine) {
+	switch n.w.draw(0, 7) {
+	case 0, 1:
+		n.powerCut(m, n.awhile())
+	case 2:
+		n.crashAgent(m)
+	case 3:
+		n.killSentinel(m)
+	case 4:
+		n.killPostgres(m)
+	case 5:
+		n.freezeMachine(m)
+	case 6:
+		n.freezeAgent(m)
+	default:
+		n.cutOff(m)
+	}
+}
+
+func (n *nemesis) cutOff(m *machine) {
+	if !n.take(m, "cut off") {
+		return
+	}
+	n.isolate(m, true)
+	n.later(n.awhile(), func() { n.isolate(m, false); n.free(m) })
+}

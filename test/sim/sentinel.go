@@ -211,11 +211,11 @@ func (c port) Stop(ctx context.Context, immediate bool) error {
 			p = nil
 			return nil
 		}
-		wait := "stopped at once"
-		if !immediate {
-			wait = "stopped"
+		if immediate {
+			c.m.w.background.Go(func() { p.quit("stopped at once") })
+		} else {
+			p.halt()
 		}
-		c.m.w.background.Go(func() { p.quit(wait) })
 		return nil
 	})
 	if err != nil || p == nil {

@@ -25,6 +25,7 @@ type server struct {
 	unfinished  string
 	credentials map[fsm.Epoch]bool
 	aside       int
+	copies      int // how often the data directory was taken from another server
 }
 
 // proc is one run of the server.
@@ -40,6 +41,10 @@ type proc struct {
 	ready   bool // answers connections
 	primary bool
 	epoch   fsm.Epoch // of the promotion
+
+	stopping    bool            // a fast stop has begun
+	sessions    context.Context // all but walsenders that stream
+	endSessions context.CancelFunc
 
 	conf     decide.Conf // as postmaster and new sessions have it
 	version  int         // of conf
@@ -63,6 +68,7 @@ func (s *server) start(parent *sentinel) *proc {
 		conf: s.conf, defined: s.conf.Sync.K > 0, senders: map[*sender]bool{}, visible: map[uint64]bool{},
 		replayed: s.w.rng.IntN(len(s.dir.wal) + 1),
 	}
+	p.sessions, p.endSessions = context.WithCancel(ctx)
 	s.proc = p
 	s.w.noteLocked("%s: PostgreSQL starts on timeline %d at %s", s.m.name, s.dir.tl, lsn(len(s.dir.wal)))
 	s.w.background.Go(p.recovery)
@@ -124,11 +130,12 @@ func (p *proc) recovery() {
 	p.w.background.Go(func() { p.accept(ln) })
 	p.w.mu.Lock()
 	p.ready = true
+	p.s.dir.ended = 0
 	p.w.mu.Unlock()
 	for {
 		p.w.mu.Lock()
 		err := p.await(p.ctx, always)
-		if err != nil || p.primary {
+		if err != nil || p.primary || p.stopping {
 			p.w.mu.Unlock()
 			return
 		}
@@ -192,9 +199,11 @@ func (p *proc) serve(c net.Conn) {
 		p.w.mu.Unlock()
 		return
 	}
-	phase := p.conf.Phase
+	phase, stopping := p.conf.Phase, p.stopping
 	p.w.mu.Unlock()
 	switch {
+	case stopping:
+		_ = p.w.send(c, refusal{errStopping.Error()})
 	case phase == decide.Closed || phase == "" || (h.kind == "client" && phase != decide.Open):
 		_ = p.w.send(c, refusal{"no pg_hba.conf entry"})
 	case h.kind == "replication":
@@ -210,7 +219,7 @@ func (p *proc) serve(c net.Conn) {
 func (p *proc) commit(ctx context.Context, value uint64) error {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	if err := p.await(ctx, always); err != nil {
+	if err := p.query(ctx, always); err != nil {
 		return err
 	}
 	if !p.primary {
@@ -221,7 +230,7 @@ func (p *proc) commit(ctx context.Context, value uint64) error {
 	d.wal = append(d.wal, record{id: p.w.lastID, tl: d.tl, value: value})
 	at := len(d.wal)
 	p.cond.Broadcast()
-	if err := p.await(ctx, func() bool { return !p.defined || p.synced >= at }); err != nil {
+	if err := p.query(ctx, func() bool { return !p.defined || p.synced >= at }); err != nil {
 		return err
 	}
 	if value != 0 {
@@ -243,6 +252,8 @@ type (
 
 // session serves one client. A read shows what is committed and released.
 func (p *proc) session(c net.Conn) {
+	stop := context.AfterFunc(p.sessions, func() { _ = c.Close() })
+	defer stop()
 	for {
 		v, err := p.w.receive(c, time.Minute)
 		if err != nil {
@@ -251,10 +262,10 @@ func (p *proc) session(c net.Conn) {
 		var res result
 		switch q := v.(type) {
 		case write:
-			res.err = p.commit(p.ctx, q.value)
+			res.err = p.commit(p.sessions, q.value)
 		case read:
 			p.w.mu.Lock()
-			res.err = p.await(p.ctx, always)
+			res.err = p.query(p.sessions, always)
 			if res.err == nil && !p.primary {
 				res.err = errors.New("not a primary")
 			}
@@ -263,7 +274,7 @@ func (p *proc) session(c net.Conn) {
 			}
 			p.w.mu.Unlock()
 		}
-		if errors.Is(res.err, errGone) || p.ctx.Err() != nil || p.w.send(c, res) != nil {
+		if errors.Is(res.err, errGone) || p.sessions.Err() != nil || p.w.send(c, res) != nil {
 			return
 		}
 	}
@@ -283,18 +294,18 @@ func (p *proc) look(res *result) {
 			}
 		}
 	}
-	if have != len(g.acked) && !p.w.liars {
+	if have != len(g.acked) && !p.w.liars && !p.w.early {
 		p.w.violate("group %d: a reader on %s (epoch %s) sees %d of %d acknowledged values", p.m.group, p.m.name, p.epoch, have, len(g.acked))
 	}
 }
 
 // backup sends a copy of the data directory, as it is at the end.
 func (p *proc) backup(c net.Conn) {
-	if pause(p.ctx, p.w.draw(50*time.Millisecond, 1500*time.Millisecond)) != nil {
+	if pause(p.sessions, p.w.draw(50*time.Millisecond, 1500*time.Millisecond)) != nil {
 		return
 	}
 	p.w.mu.Lock()
-	if p.await(p.ctx, always) != nil {
+	if p.query(p.sessions, always) != nil {
 		p.w.mu.Unlock()
 		return
 	}
@@ -320,12 +331,12 @@ func (p *proc) promote(e fsm.Epoch) {
 		err := pause(p.ctx, wait)
 		p.w.mu.Lock()
 		d := p.s.dir
-		if err != nil || p.await(p.ctx, func() bool { return p.replayed == len(d.wal) }) != nil {
+		if err != nil || p.query(p.ctx, func() bool { return p.replayed == len(d.wal) }) != nil {
 			return
 		}
 		if r := p.receiver; r != nil {
 			r.cancel()
-			if p.await(p.ctx, func() bool { return p.receiver == nil }) != nil {
+			if p.query(p.ctx, func() bool { return p.receiver == nil }) != nil {
 				return
 			}
 		}

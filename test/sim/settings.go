@@ -51,7 +51,7 @@ func (h hands) Configure(ctx context.Context, _ agent.Roster, c decide.Conf) err
 	if p == nil {
 		return nil
 	}
-	if err := p.await(ctx, always); err != nil {
+	if err := p.query(ctx, always); err != nil {
 		return err
 	}
 	opening := p.primary && c.Phase == decide.Open && p.conf.Phase != decide.Open
@@ -134,7 +134,7 @@ func (h hands) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
 		return 0, 0, errors.New("it is not a standby")
 	}
 	d := h.s.dir
-	if err := p.await(ctx, func() bool { return p.receiver == nil && p.replayed == len(d.wal) }); err != nil {
+	if err := p.query(ctx, func() bool { return p.receiver == nil && p.replayed == len(d.wal) }); err != nil {
 		return 0, 0, err
 	}
 	return p.timeline(), lsn(p.replayed), nil
@@ -157,7 +157,7 @@ func (h hands) Promoted(ctx context.Context) (tl, parent fsm.Timeline, at fsm.LS
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	if err := p.await(ctx, func() bool { return p.primary }); err != nil {
+	if err := p.query(ctx, func() bool { return p.primary }); err != nil {
 		return 0, 0, 0, err
 	}
 	d := h.s.dir
@@ -218,14 +218,14 @@ func (h hands) Barrier(ctx context.Context, r agent.Roster, c decide.Conf) error
 		h.g.pass()
 		p.w.mu.Lock()
 		if err == nil {
-			err = p.await(ctx, always)
+			err = p.query(ctx, always)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	at := mark()
-	return p.await(ctx, func() bool {
+	return p.query(ctx, func() bool {
 		n := 0
 		for _, id := range c.Sync.S {
 			if s := p.senderOf(id, r.Group.Epoch); s != nil && s.flushed >= at {

@@ -98,7 +98,8 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 			why = w.violated()
 		}
 	}()
-	w.liars = w.seed%5 == 4
+	w.liars, w.early = w.seed%5 == 4, w.seed%2 == 0
+	w.refusals = 0.05
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}
@@ -172,6 +173,17 @@ func (w *World) form(ctx context.Context, groups []int) error {
 			return err
 		}
 	}
+	for g := range groups {
+		if w.early {
+			break
+		}
+		sctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		res, err := first.agent.node.Submit(sctx, fsm.GroupSet{Group: fsm.GroupID(g), Early: new(false)})
+		cancel()
+		if err != nil || !res.OK {
+			return fmt.Errorf("switch early failover off: %s %w", res.Reason, err)
+		}
+	}
 	return nil
 }
 
@@ -203,6 +215,9 @@ func (w *World) unwell(groups int) string {
 		st := newest.Groups[id]
 		if !st.Opened() || st.Sync.Joint() {
 			return fmt.Sprintf("group %d is not open: %+v", g, st.Lease)
+		}
+		if st.Op != nil || st.Planned != nil {
+			return fmt.Sprintf("group %d has planned work left: %+v %+v", g, st.Op, st.Planned)
 		}
 		for _, m := range w.machines {
 			p := m.server.proc

@@ -47,6 +47,8 @@ func (p *proc) walsender(c net.Conn, h hello) {
 	d := p.s.dir
 	why := ""
 	switch {
+	case p.stopping:
+		why = errStopping.Error()
 	case p.primary && !d.slots[h.node]:
 		why = "replication slot does not exist"
 	case p.slotBusy(h.node):
@@ -64,6 +66,8 @@ func (p *proc) walsender(c net.Conn, h hello) {
 	s := &sender{node: h.node, epoch: h.epoch, conf: p.conf, cancel: cancel}
 	p.senders[s] = true
 	p.w.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
 	p.w.background.Go(func() { p.replies(ctx, c, s) })
 	sent := h.have
 	for {
@@ -160,7 +164,7 @@ type receiver struct {
 
 // fork starts a walreceiver if the settings name an upstream. The mutex is held.
 func (p *proc) fork(conf decide.Conf) {
-	if conf.Upstream == "" || p.receiver != nil || p.primary {
+	if conf.Upstream == "" || p.receiver != nil || p.primary || p.stopping {
 		return
 	}
 	ctx, cancel := context.WithCancel(p.ctx)

@@ -28,6 +28,7 @@ type dataDir struct {
 	history  []fork       // of tl, oldest first
 	known    fsm.Timeline // highest number of a timeline whose history file is here
 	slots    map[fsm.NodeID]bool
+	ended    int // records at a stop in good order as primary, until the next start; 0: any other end
 }
 
 func (d *dataDir) clone() *dataDir {
