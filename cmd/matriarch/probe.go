@@ -47,7 +47,7 @@ func answers(ctx context.Context, from, addr string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close() //nolint:errcheck // nothing to lose
+	defer func() { _ = c.Close() }()
 	if end, ok := ctx.Deadline(); ok {
 		_ = c.SetDeadline(end)
 	}
@@ -66,8 +66,7 @@ func shortly(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Sprintf("no answer within %d ms", probeTimeout.Milliseconds())
 	}
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Err.Error()
 	}
 	return err.Error()

@@ -3,6 +3,7 @@ package decide
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"matriarch/fsm"
 )
@@ -65,4 +66,28 @@ func compareBool(a, b bool) int {
 		return -1
 	}
 	return 1
+}
+
+// followers are the recruits that can follow the winner without a rewind, and may confirm commits.
+func (f GroupFacts) followers(w Recruit) []fsm.NodeID {
+	var out []fsm.NodeID
+	for _, r := range f.Recruits {
+		if r.Node != w.Node && r.Lineage == w.Lineage && r.Timeline == w.Timeline && r.LSN <= w.LSN && !f.State.Nodes[r.Node].Tags.NoSync {
+			out = append(out, r.Node)
+		}
+	}
+	return out
+}
+
+func (f GroupFacts) refusalText() string {
+	var parts []string
+	for _, n := range f.Members {
+		if why := f.Refusals[n.ID]; why != "" {
+			parts = append(parts, n.Name+": "+why)
+		}
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
 }

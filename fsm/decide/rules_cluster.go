@@ -383,27 +383,3 @@ func (f GroupFacts) safe(c Recruit) bool {
 	ok, _ := Sufficient(f.Group, f.memberIDs(), behind, atEnd(f.Group, c))
 	return ok || f.Group.Mode == fsm.Off
 }
-
-// followers are the recruits that can follow the winner without a rewind, and may confirm commits.
-func (f GroupFacts) followers(w Recruit) []fsm.NodeID {
-	var out []fsm.NodeID
-	for _, r := range f.Recruits {
-		if r.Node != w.Node && r.Lineage == w.Lineage && r.Timeline == w.Timeline && r.LSN <= w.LSN && !f.State.Nodes[r.Node].Tags.NoSync {
-			out = append(out, r.Node)
-		}
-	}
-	return out
-}
-
-func (f GroupFacts) refusalText() string {
-	var parts []string
-	for _, n := range f.Members {
-		if why := f.Refusals[n.ID]; why != "" {
-			parts = append(parts, n.Name+": "+why)
-		}
-	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return " (" + strings.Join(parts, "; ") + ")"
-}
