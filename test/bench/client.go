@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -97,6 +98,9 @@ func (c *client) attempt(ctx context.Context, slot int, n int64) bool {
 	s := sample{from: from, to: time.Now()}
 	if err != nil {
 		s.code = code(err)
+		if c.conn.IsClosed() && strings.HasPrefix(s.code, "other") {
+			s.code = "connection lost"
+		}
 	}
 	c.note(s, n, true)
 	if err != nil && !c.usable(err) {

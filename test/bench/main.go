@@ -46,6 +46,8 @@ func mainErr() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	ctx, cancel := untilReleased(ctx)
+	defer cancel()
 	return bench(ctx, o)
 }
 

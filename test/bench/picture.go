@@ -16,7 +16,7 @@ import (
 const (
 	laneHeight, laneGap      = 64, 8
 	panelWidth, panelGap     = 640, 40
-	leftMargin, topMargin    = 210, 74
+	leftMargin, topMargin    = 236, 74
 	decades                  = 5
 	shownBefore, shownAfter  = 500 * time.Millisecond, 500 * time.Millisecond
 	leastShown               = time.Second
@@ -109,7 +109,7 @@ func panel(r run, sc scenario, x int, until time.Duration) svgPanel {
 	scale := float64(panelWidth) / (until + shownBefore).Seconds()
 	at := func(t time.Time) float64 { return float64(x) + (t.Sub(r.At)+shownBefore).Seconds()*scale }
 	p := svgPanel{X: x, Title: fmt.Sprintf("%s, run %d", r.System, r.N), Event: at(r.At), Seen: min(panelWidth, at(r.At.Add(r.shown))-float64(x))}
-	if r.TookMS > 50 {
+	if sc.kill == "" {
 		p.Ended = at(r.At.Add(time.Duration(r.TookMS * float64(time.Millisecond))))
 	}
 	p.Ticks = ticks(x, scale, until)
