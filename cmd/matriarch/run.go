@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -42,6 +43,8 @@ const stopLimit = 90 * time.Second
 
 // serve runs the node until a signal. Only SIGINT ends PostgreSQL as well.
 func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	// Little is live and little is allocated at rest: a smaller heap costs hardly any time.
+	debug.SetGCPercent(40)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	signals := make(chan os.Signal, 1)

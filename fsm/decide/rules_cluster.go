@@ -24,6 +24,7 @@ type GroupView struct {
 	Due       bool                         // the time of what is planned has come
 	Work      Work
 	Probes    map[fsm.NodeID]Probe // fresh answers about the holder of this epoch
+	LastEarly time.Duration        // since this leader last revoked a lease of the group on evidence; 0: it has not
 	Probing   bool                 // some are still to come, or too new to ask again
 }
 

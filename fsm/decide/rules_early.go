@@ -20,8 +20,8 @@ const (
 	ProbeAfter = 600 * time.Millisecond
 	// EarlyAfter is how long they must be missing before its lease is revoked on evidence.
 	EarlyAfter = time.Second
-	// EarlyAgain is how long after an unasked change a group waits for the end of the lease.
-	EarlyAgain = 10 * time.Second
+	// EarlyAgain is how long after one early failover the next of a group waits for the end of the lease.
+	EarlyAgain = 30 * time.Second
 	// ProbeFresh is how long an answer counts.
 	ProbeFresh = time.Second
 )
@@ -108,8 +108,8 @@ func (f GroupFacts) mayEarly() string {
 		return "it replicates asynchronously"
 	case g.Sync.Unknown:
 		return "the synchronous set is unknown"
-	case f.Changed > 0 && f.Changed < EarlyAgain:
-		return fmt.Sprintf("its primary changed %s ago", round(f.Changed))
+	case f.LastEarly > 0 && f.LastEarly < EarlyAgain:
+		return fmt.Sprintf("it did so %s ago", round(f.LastEarly))
 	}
 	alive := slices.DeleteFunc(f.witnesses(), func(id fsm.NodeID) bool { return f.State.Nodes[id].Tags.NoFailover && len(f.witnesses()) == 1 })
 	pairs, _ := pairsInForce(g)

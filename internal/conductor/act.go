@@ -18,6 +18,9 @@ func (t *term) act(ctx context.Context, s *fsm.State, g fsm.Group, p decide.Clus
 	case decide.ClaimGroup:
 		t.commit(ctx, fsm.Claim{Group: g.ID, Node: a.Node})
 	case decide.RevokeLease:
+		if a.Early {
+			t.early[g.ID] = time.Now()
+		}
 		t.commit(ctx, fsm.Revoke{Group: g.ID, Epoch: a.Epoch, Reason: a.Reason, Early: a.Early})
 	case decide.DropOperation:
 		t.commit(ctx, fsm.OperationDrop{Group: g.ID, ID: a.ID, Reason: a.Reason})

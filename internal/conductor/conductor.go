@@ -123,7 +123,7 @@ func (c *Conductor) Run(ctx context.Context, lead Lead) {
 	if c.cfg.Metadata != nil {
 		wg.Go(func() { c.keepMetadata(ctx, lead) })
 	}
-	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), probes: map[fsm.GroupID]*probing{}, seen: make(chan sight), began: time.Now()}
+	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), probes: map[fsm.GroupID]*probing{}, seen: make(chan sight), early: map[fsm.GroupID]time.Time{}, began: time.Now()}
 	t.run(ctx)
 	c.plans.Store(nil)
 }
@@ -140,6 +140,7 @@ type term struct {
 	results   chan worked
 	probes    map[fsm.GroupID]*probing
 	seen      chan sight
+	early     map[fsm.GroupID]time.Time // when this leader last revoked a lease on evidence
 	began     time.Time
 	wg        sync.WaitGroup
 }
@@ -207,6 +208,9 @@ func (t *term) look(ctx context.Context) (busy bool) {
 		v := t.view(s, g, t.elections[id])
 		v.Work, v.Due = t.track(g).view(), t.due(ctx, g)
 		v.Probes, v.Probing = t.probed(g)
+		if at := t.early[id]; !at.IsZero() {
+			v.LastEarly = max(time.Since(at), 1)
+		}
 		p := decide.Cluster(v)
 		plans[id] = Decision{At: time.Now(), Rule: p.Rule, Name: p.Name, Reason: p.Reason}
 		if t.last[id] != p.Rule {
