@@ -151,7 +151,7 @@ func run(ctx context.Context, tx pgx.Tx, step Step) error {
 	var err error
 	switch s := step.(type) {
 	case UpdateNode:
-		err = updateNode(ctx, tx, s)
+		err = updateNode(ctx, tx, s, true)
 	case UpdateRow:
 		err = updateRow(ctx, tx, s)
 	case CopyRow:
@@ -207,8 +207,9 @@ func updateRow(ctx context.Context, tx pgx.Tx, s UpdateRow) error {
 	return err
 }
 
-// updateNode lets Citus end the sessions that hold the node's shards after a second: they wait for a server that is gone.
-func updateNode(ctx context.Context, tx pgx.Tx, s UpdateNode) error {
+// updateNode lets Citus end the sessions that hold the node's shards after a second: they wait for a server that is gone. In a
+// pause nobody can hold any, and the worker process that would end them need not be started.
+func updateNode(ctx context.Context, tx pgx.Tx, s UpdateNode, force bool) error {
 	const cooldown = 1000 // milliseconds
 	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '8s'"); err != nil {
 		return err
@@ -216,7 +217,7 @@ func updateNode(ctx context.Context, tx pgx.Tx, s UpdateNode) error {
 	if err := one(tx.Exec(ctx, there, s.NodeID, s.From.Host, s.From.Port)); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, "SELECT citus_update_node($1::int, $2, $3::int, true, $4::int)", s.NodeID, s.To.Host, s.To.Port, cooldown)
+	_, err := tx.Exec(ctx, "SELECT citus_update_node($1::int, $2, $3::int, $5, $4::int)", s.NodeID, s.To.Host, s.To.Port, cooldown, force)
 	return err
 }
 

@@ -203,7 +203,7 @@ func (r *resumption) write(ctx context.Context) {
 			}
 		})
 	}
-	for _, err := range r.each(func(s *seat) error { return s.finish(ctx, r.plan[s.place]) }) {
+	for _, err := range r.each(func(s *seat) error { return s.finish(ctx, r.plan[s.place], r.opts.Mode) }) {
 		r.fail(err)
 	}
 	wg.Wait()
@@ -234,9 +234,15 @@ func (r *resumption) writeOwn(ctx context.Context, s *session, w Wanted, steps [
 }
 
 // finish ends the transaction of the pause on one node.
-func (s *seat) finish(ctx context.Context, steps []Step) error {
+func (s *seat) finish(ctx context.Context, steps []Step, mode PauseMode) error {
 	for _, step := range steps {
-		if err := run(ctx, s.tx, step); err != nil {
+		var err error
+		if u, ok := step.(UpdateNode); ok && mode == PauseFull {
+			err = updateNode(ctx, s.tx, u, false)
+		} else {
+			err = run(ctx, s.tx, step)
+		}
+		if err != nil {
 			return errors.Join(err, s.rollback(ctx))
 		}
 	}

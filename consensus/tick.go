@@ -59,6 +59,7 @@ type term struct {
 	batch    []beat
 	seq      uint64 // entries appended
 	expiring map[fsm.GroupID]bool
+	firsts   map[fsm.GroupID]fsm.Epoch // whose first keepalive has come
 	lsnAt    map[fsm.NodeID]time.Time // when a report with mere positions was last replicated
 
 	mu    sync.Mutex
@@ -100,7 +101,7 @@ func newTerm(n *Node, rf *raft.Raft, number uint64) *term {
 	return &term{
 		n: n, number: number, rf: rf, ready: time.Now(),
 		beats: make(chan beat), proposals: make(chan proposal), settled: make(chan settled), done: make(chan struct{}),
-		lessor: lease.NewLessor(n.cfg.Clock(), n.State()), expiring: map[fsm.GroupID]bool{},
+		lessor: lease.NewLessor(n.cfg.Clock(), n.State()), expiring: map[fsm.GroupID]bool{}, firsts: map[fsm.GroupID]fsm.Epoch{},
 		lsnAt: map[fsm.NodeID]time.Time{}, heard: map[fsm.NodeID]Heard{},
 	}
 }
@@ -120,12 +121,17 @@ func (t *term) run(ctx context.Context) {
 			expiry.Stop()
 			return
 		case b := <-t.beats:
-			if len(t.batch) == 0 {
+			t.batch = append(t.batch, b)
+			switch {
+			case t.first(b): // a Grant is worth nothing before it
+				t.tick(ctx, &wg)
+			case len(t.batch) == 1:
 				window.Reset(tickWindow)
 			}
-			t.batch = append(t.batch, b)
 		case <-window.C:
-			t.tick(ctx, &wg)
+			if len(t.batch) > 0 {
+				t.tick(ctx, &wg)
+			}
 		case p := <-t.proposals:
 			t.append(ctx, &wg, p.data, settled{nudge: true}, func(o outcome) { p.reply <- o })
 		case s := <-t.settled:
@@ -140,6 +146,16 @@ func (t *term) run(ctx context.Context) {
 		}
 		expiry.Stop()
 	}
+}
+
+// first reports whether this is an epoch's first keepalive to this leader.
+func (t *term) first(b beat) bool {
+	g, ok := t.n.State().Groups[b.Group]
+	if !ok || b.Epoch.IsZero() || g.Lease.Epoch != b.Epoch || g.Lease.Holder != b.Node || t.firsts[b.Group] == b.Epoch {
+		return false
+	}
+	t.firsts[b.Group] = b.Epoch
+	return true
 }
 
 // append hands an entry to Raft. The outcome reaches then, by another goroutine, and after it the loop.

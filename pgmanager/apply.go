@@ -72,7 +72,7 @@ func (m *Manager) lastApplied() map[string]string {
 var reloaded = []string{"primary_conninfo", "primary_slot_name", "synchronous_standby_names"}
 
 const (
-	reloadPoll  = 5 * time.Millisecond
+	reloadPoll  = 2 * time.Millisecond
 	reloadDoubt = 500 * time.Millisecond // after that the configuration files are searched for mistakes
 )
 

@@ -53,17 +53,19 @@ func (p planner) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Gro
 	return to, nil
 }
 
-// fit waits a moment for members that a young leader has not heard of yet.
+// fitLimit is how long a check waits for members that were not heard of lately: a busy machine, or a young leader.
+const fitLimit = 3 * time.Second
+
 func (p planner) fit(ctx context.Context, s *fsm.State, g fsm.Group) (fsm.NodeID, error) {
-	for end := time.Now().Add(decide.AliveWithin); ; {
+	for end := time.Now().Add(fitLimit); ; {
 		heard := p.n.heard(s)
 		to, err := decide.Fit(s, g, g.Op.To, heard)
-		all := true
+		quiet := false
 		for _, m := range s.Members(g.ID) {
-			_, ok := heard[m.ID]
-			all = all && ok
+			ago, ok := heard[m.ID]
+			quiet = quiet || !ok || ago >= decide.AliveWithin && ago < fitLimit+decide.AliveWithin
 		}
-		if err == nil || all || time.Now().After(end) {
+		if err == nil || !quiet || time.Now().After(end) {
 			return to, err
 		}
 		select {
