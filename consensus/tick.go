@@ -60,7 +60,7 @@ type term struct {
 	seq      uint64 // entries appended
 	expiring map[fsm.GroupID]bool
 	firsts   map[fsm.GroupID]fsm.Epoch // whose first keepalive has come
-	lsnAt    map[fsm.NodeID]time.Time // when a report with mere positions was last replicated
+	lsnAt    map[fsm.NodeID]time.Time  // when a report with mere positions was last replicated
 
 	mu    sync.Mutex
 	heard map[fsm.NodeID]Heard
