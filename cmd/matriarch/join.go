@@ -28,7 +28,10 @@ func joinVerb() *cli.Command {
 		ArgsUsage: "ADDRESS",
 		Description: "Checks the cluster's CA by the token's fingerprint, gets a certificate and writes the configuration file. It may be repeated.\n" +
 			"Example: matriarch join 10.0.0.11:7400 --token mt1.... --name work1-1 --group 1",
-		Flags: append([]cli.Flag{&cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", Required: true, EnvVars: []string{"MATRIARCH_TOKEN"}}}, hostFlags()...),
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "rebalance", Usage: "move shards to this host's group once it is registered with Citus; without: 'matriarch citus rebalance' does, later"},
+			&cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", Required: true, EnvVars: []string{"MATRIARCH_TOKEN"}},
+		}, hostFlags()...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 1 {
 				return usagef(c, "join takes one address, not also %q", c.Args().Get(1))
@@ -91,6 +94,11 @@ func join(c *cli.Context) error {
 	}
 	if err := saveConfig(cfg, c.String("config")); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
+	}
+	if c.Bool("rebalance") {
+		if err := os.WriteFile(rebalanceFile(dir), nil, 0o600); err != nil {
+			return fmt.Errorf("note the wish for a rebalance (the node has joined; 'matriarch citus rebalance' does it later): %w", err)
+		}
 	}
 	r := map[string]string{"cluster_id": res.ClusterID, "node_id": cfg.Node.ID, "config": c.String("config")}
 	return output(c, r, func() {

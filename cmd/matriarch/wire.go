@@ -206,6 +206,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.api.Serve(n.apiPort) })
 	g.Go(func() error { return n.keepPeers(ctx) })
 	g.Go(func() error { return n.learnRemoval(ctx) })
+	g.Go(func() error { return n.rebalanceAsked(ctx) })
 	g.Go(func() error { return n.settle(ctx) })
 	if n.proxy != nil {
 		g.Go(func() error { return n.roles.run(ctx) })

@@ -166,6 +166,21 @@ func TestCitus(t *testing.T) {
 	c.Run("rebalanced over a failover", func(t *testing.T) { rebalance(t, c, a1) })
 
 	c.Run("retired", func(t *testing.T) { retire(t, c, a1, b1, b2) })
+
+	c.Run("joined with a rebalance", func(t *testing.T) {
+		c.Flags = append(c.Flags, "--rebalance")
+		c.Join(3, "d1")
+		coord := c.WaitPrimary(0)
+		c.EventuallyWithin(2*time.Minute, "the new group has shards", func() error {
+			if n := query[int](t, coord, "SELECT count(*)::int FROM pg_dist_placement WHERE groupid = 3"); n == 0 {
+				return errNotYet
+			}
+			return nil
+		})
+		if got := query[int](t, coord, "SELECT count(*)::int FROM facts"); got != facts {
+			t.Errorf("%d rows, not %d", got, facts)
+		}
+	})
 }
 
 // thereAndBack has a session copy rows into every group while one of them switches over twice: the connections that the session
