@@ -29,7 +29,7 @@ func (n *node) rebalanceAsked(ctx context.Context) error {
 	file := rebalanceFile(n.dir)
 	st, err := os.Stat(file)
 	if err != nil || n.citus == nil {
-		return nil //nolint:nilerr // nobody asked
+		return nil
 	}
 	tick := time.NewTicker(rebalanceLook)
 	defer tick.Stop()
