@@ -102,6 +102,15 @@ type holding struct {
 	log *slog.Logger
 }
 
+// Ended implements conductor.Pause.
+func (h holding) Ended() []string {
+	var out []string
+	for _, b := range h.Pause.Ended() {
+		out = append(out, b.String())
+	}
+	return out
+}
+
 // Resume implements conductor.Pause.
 func (h holding) Resume(ctx context.Context, s *fsm.State) error {
 	ws, err := wants(s)

@@ -132,6 +132,7 @@ var clusterExamples = []struct {
 	{"promoting", "C190", election(held, work(fsm.Promote, Work{})), ""},
 	{"open again", "C195", election(held, work(fsm.Resume, Work{})), "StartWork{Phase:resume}"},
 	{"resumed", "C198", election(held, work(fsm.Resume, Work{Ready: true, Paused: 142 * time.Millisecond})), "MoveOperation{ID:o From:resume To: Node: Text:switched over group 0: n-a -> n-b, writes paused 142 ms}"},
+	{"resumed, by force", "C198", election(held, work(fsm.Resume, Work{Ready: true, Paused: time.Millisecond, Ended: []string{"pid 7 of app"}})), "MoveOperation{ID:o From:resume To: Node: Text:switched over group 0: n-a -> n-b, writes paused 1 ms; ended what stood in the way: pid 7 of app}"},
 	{"resumed, but not all rows", "C198", election(held, work(fsm.Resume, Work{Refused: "no answer"})), "MoveOperation{ID:o From:resume To:"},
 	{"free", "C300", election(nobody), "RecruitAll"},
 	{"just changed, its holder lives", "C325", election(changed(5*time.Second), recruits(rec("b", 200), rec("c", 200))), "RecruitAll"},

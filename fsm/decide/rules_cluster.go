@@ -284,6 +284,9 @@ var electionRules = []ClusterRule{
 		},
 		func(f GroupFacts) (ClusterAction, string) {
 			why := fmt.Sprintf("%s does not have everything that %s has%s", f.State.Name(f.opCandidate()), f.State.Name(f.Ranked[0].Node), f.refusalText())
+			if !f.recruited(f.opCandidate()) {
+				why = fmt.Sprintf("%s cannot be asked%s", f.State.Name(f.opCandidate()), f.refusalText())
+			}
 			return DropOperation{f.Group.Op.ID, why}, why
 		},
 	},

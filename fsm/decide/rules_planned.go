@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -16,6 +17,7 @@ type Work struct {
 	Refused string        // its action came to nothing, and why
 	Fit     fsm.NodeID    // of check: the candidate
 	Paused  time.Duration // how long clients have waited, or did; 0: not at all
+	Ended   []string      // transactions that were ended because they stood in the way
 }
 
 const (
@@ -133,6 +135,9 @@ func (f GroupFacts) outcome() string {
 	}
 	if f.Work.Paused > 0 {
 		text += fmt.Sprintf(", writes paused %d ms", f.Work.Paused.Milliseconds())
+	}
+	if len(f.Work.Ended) > 0 {
+		text += "; ended what stood in the way: " + strings.Join(f.Work.Ended, ", ")
 	}
 	if f.Work.Refused != "" {
 		text += "; not all rows of pg_dist_node could be written in the pause, which is made up for: " + f.Work.Refused

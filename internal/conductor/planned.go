@@ -3,6 +3,7 @@ package conductor
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -26,6 +27,8 @@ type Pause interface {
 	Cancel()
 	// Lost is closed when clients go on although nobody let them.
 	Lost() <-chan struct{}
+	// Ended says which transactions were ended because they stood in the way.
+	Ended() []string
 }
 
 const (
@@ -48,6 +51,7 @@ type work struct {
 	pause     Pause
 	pausedAt  time.Time
 	paused    time.Duration // once it is over
+	ended     []string
 }
 
 // worked is how a phase's work ended.
@@ -111,7 +115,7 @@ func (w *work) view() decide.Work {
 	if w == nil {
 		return decide.Work{}
 	}
-	v := decide.Work{Phase: w.phase, For: time.Since(w.began), Busy: w.busy, Ready: w.ready, Refused: w.refused, Fit: w.fit, Paused: w.paused}
+	v := decide.Work{Phase: w.phase, For: time.Since(w.began), Busy: w.busy, Ready: w.ready, Refused: w.refused, Fit: w.fit, Paused: w.paused, Ended: w.ended}
 	if w.pause != nil {
 		v.Paused = time.Since(w.pausedAt)
 	}
@@ -168,14 +172,14 @@ func (t *term) took(r worked) {
 	}
 	w.busy, w.ready = false, r.err == nil
 	if r.err != nil {
-		w.refused = r.err.Error()
+		w.refused = strings.Join(strings.Fields(r.err.Error()), " ") // one line, whatever a library says
 	}
 	nudge(t.wake)
 	if r.fit != "" {
 		w.fit = r.fit
 	}
 	if r.pause != nil {
-		w.pause, w.pausedAt = r.pause, time.Now()
+		w.pause, w.pausedAt, w.ended = r.pause, time.Now(), r.pause.Ended()
 		t.pausing.Store(true)
 	}
 	if r.phase == fsm.Resume && w.pause != nil {

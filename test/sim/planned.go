@@ -157,6 +157,9 @@ func (h *held) guard() {
 	}
 }
 
+// Ended implements conductor.Pause.
+func (h *held) Ended() []string { return nil }
+
 func (h *held) Lost() <-chan struct{} { return h.lost }
 
 func (h *held) Cancel() {
