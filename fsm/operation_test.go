@@ -177,3 +177,12 @@ func TestRestartStays(t *testing.T) {
 		t.Errorf("%+v %+v", res, op)
 	}
 }
+
+// TestEndKeepsEarlierPairs: a holder that ends before it has confirmed does not make the pairs before it forgotten.
+func TestEndKeepsEarlierPairs(t *testing.T) {
+	s, res := play(t, NewState(), append(slices.Clip(quorate), releasedAt(1, 2), grantTo("b", 1, "a"), Promoted{0, ep(2), 3, 2, 600}, releasedAt(2, 3))...)
+	end := s.Groups[0].Ended
+	if !res.OK || end == nil || end.Epoch != ep(2) || len(end.Pairs) != 2 || !end.Pairs[0].Equal(NewPair(1, "b", "c")) || !end.Pairs[1].Equal(NewPair(1, "a")) {
+		t.Errorf("%+v %+v", res, end)
+	}
+}

@@ -80,6 +80,14 @@ func early(g *fsm.Group) { g.Lease.Revoked, g.Lease.Early = true, true }
 
 func asked(v *GroupView) { v.Asking, v.Enough = time.Minute, time.Minute }
 
+// afterEnd: after the end in good order another was granted the lease, and failed; a may have confirmed commits for it.
+func afterEnd(g *fsm.Group) {
+	g.Ended = &fsm.End{Epoch: ep(1), Timeline: 2, LSN: 199, Pairs: []fsm.Pair{fsm.NewPair(2, "b", "c")}}
+	g.Epoch, g.LastHolder = ep(2), "c"
+	g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "c"})
+	g.Sync.Pairs = []fsm.Pair{fsm.NewPair(1, "a")}
+}
+
 func changed(ago time.Duration) func(*GroupView) { return func(v *GroupView) { v.Changed = ago } }
 
 func nobody(v *GroupView) { v.Recruits, v.Asking, v.Enough = nil, 0, 0 }
@@ -128,6 +136,8 @@ var clusterExamples = []struct {
 	{"the candidate lacks the end", "C310", election(work(fsm.Promote, Work{}), ended(200), recruits(rec("b", 200))), "RecruitAll"},
 	{"the candidate lacks the end, the former holder is back", "C330", election(work(fsm.Promote, Work{}), ended(210), recruits(rec("a", 211), rec("b", 200)), func(v *GroupView) { v.Asking = time.Minute }), "DropOperation{ID:o"},
 	{"nobody asked, somebody has the end", "C400", election(ended(199), recruits(rec("b", 200))), "GrantLease{To:b"},
+	{"the end is no proof for what came after it", "C310", election(edit(afterEnd), recruits(rec("b", 200))), "RecruitAll"},
+	{"the end, and who confirms what came after it", "C400", election(edit(afterEnd), asked, recruits(rec("a", 200), rec("b", 200))), "GrantLease{To:"},
 	{"a restart comes back", "C400", election(work(fsm.Promote, Work{}), edit(func(g *fsm.Group) { g.Op.Kind, g.Op.To = fsm.Restart, "a" }), ended(199), recruits(rec("a", 200))), "GrantLease{To:a {1 [b c]}}"},
 	{"promoting", "C190", election(held, work(fsm.Promote, Work{})), ""},
 	{"open again", "C195", election(held, work(fsm.Resume, Work{})), "StartWork{Phase:resume}"},

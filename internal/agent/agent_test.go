@@ -309,6 +309,19 @@ func TestSteppingDown(t *testing.T) {
 			b.order("stop immediate=false", "ended", "submit-release {Group:0 Epoch:1.1 Reason: Timeline:2 LSN:0/63}")
 		})
 	})
+	t.Run("on a timeline of another epoch", func(t *testing.T) {
+		inBed(t, "a", func(b *bed) {
+			primaryBed(b)
+			b.inOrder = true
+		}, func(b *bed) {
+			demote(b)
+			b.mu.Lock()
+			b.local.Lineage = map[fsm.Timeline]fsm.Epoch{2: ep(0)}
+			b.mu.Unlock()
+			time.Sleep(200 * time.Millisecond)
+			b.order("submit-release {Group:0 Epoch:1.1 Reason: Timeline:0 LSN:0/0}")
+		})
+	})
 	t.Run("held up", func(t *testing.T) {
 		inBed(t, "a", func(b *bed) {
 			primaryBed(b)
