@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -104,8 +105,7 @@ func oldPrimary(r agent.Roster) ([]string, bool) {
 	if r.Group.Ended != nil {
 		return nil, false
 	}
-	for i := len(r.Group.Grants) - 1; i >= 0; i-- {
-		g := r.Group.Grants[i]
+	for i, g := range slices.Backward(r.Group.Grants) {
 		if g.Timeline == 0 && g.Epoch != r.Group.Epoch && i > 0 {
 			continue // never promoted
 		}

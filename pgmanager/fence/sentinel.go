@@ -380,10 +380,10 @@ func (s *sentinel) finish() {
 func (s *sentinel) next(now Stamp) (time.Duration, bool) {
 	end, _ := s.guard.end(now)
 	pat, tended := s.dog.next(now, end)
-	switch {
-	case s.phase == idle:
+	switch s.phase {
+	case idle:
 		return pat, tended
-	case s.phase == killing:
+	case killing:
 		return s.nap, true
 	}
 	d := time.Duration(1<<63 - 1)
