@@ -99,11 +99,15 @@ type Report struct {
 	Pending   bool      `json:"pending_restart,omitempty"`
 	SetAside  int       `json:"set_aside,omitempty"` // data directories kept aside
 	Open      bool      `json:"open,omitempty"`      // pg_hba.conf in force lets clients in
+	Unfit     string    `json:"unfit,omitempty"`     // why it must not become primary just now
+	Watchdog  string    `json:"watchdog,omitempty"`  // mode and state, unless it is off
+	Copied    int64     `json:"copied,omitempty"`    // bytes of the clone under way
+	ToCopy    int64     `json:"to_copy,omitempty"`   // its size in bytes
 }
 
-// SameButLSN reports whether only positions and the time differ.
+// SameButLSN reports whether only positions, the progress of a clone and the time differ.
 func (r Report) SameButLSN(o Report) bool {
-	r.At, r.Receive, r.Replay = o.At, o.Receive, o.Replay
+	r.At, r.Receive, r.Replay, r.Copied, r.ToCopy = o.At, o.Receive, o.Replay, o.Copied, o.ToCopy
 	return r == o
 }
 

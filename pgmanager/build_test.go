@@ -68,7 +68,7 @@ func TestCloneSetsTheOldDirectoryAside(t *testing.T) {
 
 	other := p.upstream(s, epoch(1))
 	other.SystemID = "42"
-	if err := s.Clone(s.ctx(), other, nil); !errors.Is(err, ErrOtherSystem) {
+	if err := s.Clone(s.ctx(), other, false, nil); !errors.Is(err, ErrOtherSystem) {
 		t.Fatalf("from another cluster: %v", err)
 	}
 	if l, err := s.Local(); err != nil || l.Unfinished != nil {
@@ -78,7 +78,7 @@ func TestCloneSetsTheOldDirectoryAside(t *testing.T) {
 	// Cancelled in the middle: the mark stays, nothing may be started, the old data is still there.
 	p.sql("CREATE TABLE public.big AS SELECT repeat('x', 1000) FROM generate_series(1, 60000)")
 	ctx, cancel := context.WithCancel(t.Context())
-	err = s.Clone(ctx, p.upstream(s, epoch(1)), func(_, _ int64) { cancel() })
+	err = s.Clone(ctx, p.upstream(s, epoch(1)), true, func(_, _ int64) { cancel() })
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled clone: %v", err)
 	}
@@ -94,7 +94,7 @@ func TestCloneSetsTheOldDirectoryAside(t *testing.T) {
 		t.Fatalf("rewind of an unfinished clone: %v", err)
 	}
 
-	s.must(s.Clone(s.ctx(), p.upstream(s, epoch(1)), nil))
+	s.must(s.Clone(s.ctx(), p.upstream(s, epoch(1)), false, nil))
 	aside, _ := filepath.Glob(s.cfg.DataDir + ".set-aside-*")
 	if len(aside) != 1 || !exists(filepath.Join(aside[0], "precious")) {
 		t.Fatalf("set aside: %v", aside)
@@ -111,7 +111,7 @@ func TestCloneSetsTheOldDirectoryAside(t *testing.T) {
 		t.Fatal("the clone reads the source's managed file")
 	}
 	s.follow(p, epoch(1))
-	if err := s.Clone(s.ctx(), p.upstream(s, epoch(1)), nil); !errors.Is(err, ErrRunning) {
+	if err := s.Clone(s.ctx(), p.upstream(s, epoch(1)), false, nil); !errors.Is(err, ErrRunning) {
 		t.Fatalf("over a running server: %v", err)
 	}
 }
@@ -196,7 +196,7 @@ func TestFailedRewindLeavesTheMark(t *testing.T) {
 	if _, err := a.StartCommand(a.ctx()); !errors.Is(err, ErrUnfinished) {
 		t.Fatalf("start of a half rewound directory: %v", err)
 	}
-	a.must(a.Clone(a.ctx(), b.upstream(a, epoch(2)), nil))
+	a.must(a.Clone(a.ctx(), b.upstream(a, epoch(2)), false, nil))
 	a.follow(b, epoch(2))
 }
 

@@ -29,14 +29,18 @@ var zeroEpoch fsm.Epoch
 // Clone replaces the data directory by a base backup of up. progress (may be nil) gets bytes. A directory in place is
 // renamed to <DataDir>.set-aside-<UTC time> once the backup is complete. Cancelling leaves the mark that Local shows.
 // Tablespaces are copied to the same paths, which have to be free.
-func (m *Manager) Clone(ctx context.Context, up Upstream, progress func(done, total int64)) error {
-	if err := m.clone(ctx, up, progress); err != nil {
+//
+// prefix says that every byte of the old directory came from the present primary. Only such directories are ever deleted, the oldest first, when
+// more than Config.SetAsideLimit are kept; while all of them may hold what nobody else has, ErrAsideFull is returned. ErrNoRoom means that the
+// backup would not fit. Both come before anything is touched.
+func (m *Manager) Clone(ctx context.Context, up Upstream, prefix bool, progress func(done, total int64)) error {
+	if err := m.clone(ctx, up, prefix, progress); err != nil {
 		return fmt.Errorf("clone from %s: %w", up.address(), err)
 	}
 	return nil
 }
 
-func (m *Manager) clone(ctx context.Context, up Upstream, progress func(done, total int64)) error {
+func (m *Manager) clone(ctx context.Context, up Upstream, prefix bool, progress func(done, total int64)) error {
 	if pid, ok := m.RunningPostmaster(); ok {
 		return fmt.Errorf("%w (pid %d): stop it first", ErrRunning, pid)
 	}
@@ -44,10 +48,17 @@ func (m *Manager) clone(ctx context.Context, up Upstream, progress func(done, to
 	if err != nil {
 		return err
 	}
-	if err := m.begin("clone"); err != nil {
+	tmp := m.cfg.DataDir + ".clone"
+	if err := os.RemoveAll(tmp); err != nil {
+		return fmt.Errorf("remove the rest of an interrupted clone: %w", err)
+	}
+	if err := m.makeRoom(src.size); err != nil {
 		return err
 	}
-	tmp := m.cfg.DataDir + ".clone"
+	note, err := m.beginClone(up, prefix)
+	if err != nil {
+		return err
+	}
 	if err := m.freshSibling(tmp); err != nil {
 		return err
 	}
@@ -59,6 +70,9 @@ func (m *Manager) clone(ctx context.Context, up Upstream, progress func(done, to
 	}
 	tl, err := backupTimeline(tmp)
 	if err != nil {
+		return err
+	}
+	if err := m.writeNote(note); err != nil {
 		return err
 	}
 	if err := m.moveIn(tmp); err != nil {
@@ -141,6 +155,7 @@ type source struct {
 	checkpoint fsm.Timeline // of the last checkpoint
 	slotFree   bool
 	history    pgconf.History
+	size       int64 // bytes of a base backup without its log
 }
 
 // askSource looks at the other server as superuser and refuses one of another cluster. A just promoted primary gets a
@@ -156,9 +171,10 @@ func (m *Manager) askSource(ctx context.Context, up Upstream) (source, error) {
 	err = c.QueryRow(ctx, `SELECT s.system_identifier::text, pg_is_in_recovery(), c.timeline_id,
 		CASE WHEN pg_is_in_recovery() THEN '' ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END,
 		EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND slot_type = 'physical' AND NOT active
-			AND wal_status IS DISTINCT FROM 'lost')
+			AND wal_status IS DISTINCT FROM 'lost'),
+		pg_tablespace_size('pg_default') + pg_tablespace_size('pg_global')
 		FROM pg_control_system() s, pg_control_checkpoint() c`, up.Slot).
-		Scan(&s.systemID, &s.inRecovery, &s.checkpoint, &segment, &s.slotFree)
+		Scan(&s.systemID, &s.inRecovery, &s.checkpoint, &segment, &s.slotFree, &s.size)
 	if err != nil {
 		return s, fmt.Errorf("ask the source: %w", err)
 	}

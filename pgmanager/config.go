@@ -38,6 +38,7 @@ type Config struct {
 	Citus               bool
 	TLS                 *pgconf.TLS // nil leaves ssl to the user
 	LogFile             string      // PostgreSQL's stderr
+	SetAsideLimit       int         // data directories kept aside; 0 means no limit
 	SystemID            string      // expected system identifier; empty means not known yet
 }
 

@@ -24,6 +24,8 @@ var ErrUnfinished = errors.New("an unfinished clone or rewind")
 type Unfinished struct {
 	Kind  string    `json:"kind"` // clone or rewind
 	Since time.Time `json:"since"`
+	// Prefix: a clone that will set aside nothing that its group has not.
+	Prefix bool `json:"prefix,omitempty"`
 }
 
 // Local is the node's durable record about its data directory, kept outside of it.

@@ -199,7 +199,7 @@ func TestRolesAndDatabases(t *testing.T) {
 		t.Fatalf("replication role: %q", s)
 	}
 	s := newNode(t, func(c *Config) { c.ReplicationPassword = "a new one" })
-	s.must(s.Clone(s.ctx(), p.upstream(s, epoch(1)), nil))
+	s.must(s.Clone(s.ctx(), p.upstream(s, epoch(1)), false, nil))
 	log, err := os.ReadFile(p.cfg.LogFile)
 	p.must(err)
 	for _, secret := range []string{"a new one", p.cfg.SuperuserPassword, "r:pl"} {

@@ -265,7 +265,7 @@ func clone(t *testing.T, n *node, e fsm.Epoch) *node {
 	s := newNode(t)
 	_, err := n.EnsureSlots(n.ctx(), []string{pgconf.SlotName(s.id)})
 	n.must(err)
-	s.must(s.Clone(s.ctx(), n.upstream(s, e), nil))
+	s.must(s.Clone(s.ctx(), n.upstream(s, e), false, nil))
 	s.follow(n, e)
 	return s
 }

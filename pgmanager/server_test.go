@@ -47,7 +47,7 @@ func TestCloneFollowsThroughItsSlot(t *testing.T) {
 		t.Fatalf("made %v: %v", made, err)
 	}
 	var last int64
-	s.must(s.Clone(s.ctx(), p.upstream(s, epoch(1)), func(done, total int64) { last = max(last, done); _ = total }))
+	s.must(s.Clone(s.ctx(), p.upstream(s, epoch(1)), false, func(done, total int64) { last = max(last, done); _ = total }))
 	if last < 10<<20 {
 		t.Errorf("progress ended at %d bytes", last)
 	}

@@ -91,6 +91,11 @@ func (f *fake) RestartStandby(_ context.Context, n fsm.Node) error {
 	return nil
 }
 
+func (f *fake) Reinit(_ context.Context, n fsm.Node, from fsm.NodeID) error {
+	f.restarted = append(f.restarted, n.Name+" from "+string(from))
+	return nil
+}
+
 func (f *fake) WouldSwitch(_ context.Context, _ fsm.Node, _ fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return to, f.unfit
 }

@@ -53,5 +53,6 @@ func postgresConfig(cfg config.Config, dir identity.Dir) (pgmanager.Config, erro
 		BinDir: p.BinDir, DataDir: p.DataDir, RunDir: filepath.Join(cfg.StateDir, "pg"), SocketDir: p.SocketDir, Host: host, Port: num,
 		ListenAddresses: listen, User: p.User, Superuser: p.Superuser, ReplicationUser: p.ReplicationUser, SuperuserPassword: super,
 		ReplicationPassword: repl, Name: cfg.Node.Name, Parameters: p.Parameters, HBA: p.HBA, Citus: cfg.Citus.Enabled, LogFile: p.LogFile,
+		SetAsideLimit: p.SetAsideLimit,
 	}, nil
 }

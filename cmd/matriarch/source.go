@@ -7,6 +7,7 @@ import (
 
 	"matriarch/fsm"
 	"matriarch/internal/admin"
+	"matriarch/internal/agent"
 )
 
 // source is this node as the command line and the HTTP API see it.
@@ -71,4 +72,16 @@ func (s source) RestartStandby(ctx context.Context) error { return s.n.agent.Res
 // WouldSwitch implements admin.Source.
 func (s source) WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return s.n.wouldSwitch(ctx, g, to)
+}
+
+// Reinit implements admin.Source. What takes time to look at is looked at before the node's loop is asked.
+func (s source) Reinit(ctx context.Context, from fsm.NodeID) error {
+	src, err := agent.CloneSource(s.n.consensus.State(), s.n.id.NodeID, from)
+	if err != nil {
+		return err
+	}
+	if err := s.n.postgres.CloneRoom(ctx, src); err != nil {
+		return err
+	}
+	return s.n.agent.Reinit(ctx, src.ID)
 }

@@ -48,6 +48,7 @@ type node struct {
 	pg        *pgmanager.Manager
 	consensus *consensus.Node
 	sentinel  *instance.Sentinel
+	postgres  *instance.Postgres
 	agent     *agent.Agent
 	conductor *conductor.Conductor
 	citus     *citus.Pool // nil without Citus
@@ -170,13 +171,17 @@ func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
 		Executable: exe, Args: []string{"sentinel", "--socket", n.cfg.Sentinel.Socket},
 		LogFile: filepath.Join(n.cfg.StateDir, "sentinel.log"), Socket: n.cfg.Sentinel.Socket,
 	}
-	n.sentinel, err = instance.OpenSentinel(ctx, instance.SentinelConfig{Spawn: spawn, DataDir: pgcfg.DataDir, Log: n.log}, n.pg)
+	n.sentinel, err = instance.OpenSentinel(ctx, instance.SentinelConfig{
+		Spawn: spawn, DataDir: pgcfg.DataDir, Log: n.log,
+		Watchdog: fence.WatchdogRequest{Mode: fence.WatchdogMode(n.cfg.Sentinel.Watchdog), Device: n.cfg.Sentinel.WatchdogDevice},
+	}, n.pg)
 	if err != nil {
 		return err
 	}
-	hands := instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.log)
+	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.log)
 	n.agent = agent.New(agent.Config{
-		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: hands, Sentinel: n.sentinel, Clock: clock, Log: n.log, Decided: n.nodeDecided,
+		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: n.postgres, Sentinel: n.sentinel, Clock: clock,
+		Hooks: instance.NewHooks(ctx, n.cfg.Hooks, n.pg, n.log), Log: n.log, Decided: n.nodeDecided,
 	})
 	return nil
 }

@@ -17,6 +17,7 @@ type Recruit struct {
 	Lineage  fsm.Epoch    `json:"lineage"` // the epoch that made this timeline, as the node's own record has it
 	LSN      fsm.LSN      `json:"lsn"`
 	Primary  bool         `json:"primary,omitempty"` // an adopted server that is writable already
+	Unfit    string       `json:"unfit,omitempty"`   // why it must not become primary just now; its promise counts all the same
 }
 
 // lineageTrue reports whether the node's last timeline was made by the Grant recorded for that number. Two promotions can both
@@ -32,7 +33,7 @@ func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
 	var out []Recruit
 	for _, r := range recruits {
 		n, ok := s.Nodes[r.Node]
-		if !ok || n.Tags.NoFailover || n.Tags.FailoverPriority < 0 {
+		if !ok || r.Unfit != "" || n.Tags.NoFailover || n.Tags.FailoverPriority < 0 {
 			continue
 		}
 		if !g.Sync.Unknown && !lineageTrue(g, r.Timeline, r.Lineage) {
@@ -82,7 +83,13 @@ func (f GroupFacts) followers(w Recruit) []fsm.NodeID {
 func (f GroupFacts) refusalText() string {
 	var parts []string
 	for _, n := range f.Members {
-		if why := f.Refusals[n.ID]; why != "" {
+		why := f.Refusals[n.ID]
+		for _, r := range f.Recruits {
+			if r.Node == n.ID {
+				why = r.Unfit
+			}
+		}
+		if why != "" {
 			parts = append(parts, n.Name+": "+why)
 		}
 	}

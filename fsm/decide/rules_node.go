@@ -304,7 +304,7 @@ var NodeRules = []NodeRule{
 		"R312", "diverged", "what only this node has is set aside, then taken back",
 		func(f Facts) bool { return f.Clonable && f.Conf.Upstream == "" && f.Relation == Diverged },
 		func(f Facts) (Action, string) {
-			return Rewind{f.Group.Lease.Holder, f.Epoch, f.Fork}, fmt.Sprintf("timeline %d stands at %s here, but %s left it at %s: rewinding", f.PG.Timeline, f.PG.LSN, f.State.Name(f.Group.Lease.Holder), f.Fork)
+			return Rewind{f.Group.Lease.Holder, f.Epoch, f.Fork}, fmt.Sprintf("timeline %d stands at %s here, but %s left it at %s and is on timeline %d: rewinding, what is behind that is set aside first", f.PG.Timeline, f.PG.LSN, f.State.Name(f.Group.Lease.Holder), f.Fork, f.Last.Timeline)
 		},
 	},
 	{

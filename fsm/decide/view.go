@@ -32,6 +32,8 @@ type Sentinel struct {
 	Epoch      fsm.Epoch     // of the promotion
 	Adopted    bool          // it did not start this postmaster
 	Exit       string        // how the last postmaster ended
+	Watchdog   string        // mode and state; empty: off
+	Unfit      string        // why it would refuse a promotion
 }
 
 // Postgres is what PostgreSQL says.

@@ -226,6 +226,10 @@ func (n *node) RestartStandby(context.Context) error {
 	return errors.New("it is the primary: restart it with its group")
 }
 
+func (n *node) Reinit(context.Context, fsm.NodeID) error {
+	return errors.New("it is a primary: switch over first")
+}
+
 func (n *node) Citus(_ context.Context, r admin.CitusRequest) ([]admin.CitusAnswer, error) {
 	if r.Do.Writes() {
 		return nil, errors.New("group 1 holds the only copy of shards")

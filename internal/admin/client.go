@@ -155,6 +155,16 @@ func (c *Client) RestartStandby(ctx context.Context, n fsm.Node) error {
 	return nil
 }
 
+// Reinit has a node clone its PostgreSQL, which must be a standby, anew. It returns when that is on its way.
+func (c *Client) Reinit(ctx context.Context, n fsm.Node, from fsm.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
+	defer cancel()
+	if err := c.rpc.Call(ctx, n.Peer, string(n.ID), CallReinit, ReinitRequest{from}, &struct{}{}); err != nil {
+		return fmt.Errorf("reinit %s: %w", n.Name, err)
+	}
+	return nil
+}
+
 // WouldSwitch asks the leader whom a switchover would make primary.
 func (c *Client) WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	err := c.rpc.Call(ctx, leader.Peer, string(leader.ID), CallWouldSwitch, SwitchQuestion{g, to}, &to)

@@ -9,6 +9,7 @@ import (
 	"matriarch/fsm"
 	"matriarch/fsm/decide"
 	"matriarch/internal/conductor"
+	"matriarch/pgmanager/fence"
 )
 
 // Formation is the whole cluster as list and status show it.
@@ -241,6 +242,11 @@ func notes(f Formation) []string {
 	for _, m := range f.Members {
 		if m.Fence != "" {
 			out = append(out, fmt.Sprintf("%s: fence: %s, until PostgreSQL has been restarted by Matriarch", m.Name, m.Fence))
+		}
+		if m.Unfit != "" {
+			out = append(out, fmt.Sprintf("%s cannot become primary just now: %s", m.Name, m.Unfit))
+		} else if strings.Contains(m.Watchdog, string(fence.WatchdogFailed)) {
+			out = append(out, fmt.Sprintf("%s: watchdog: %s", m.Name, m.Watchdog))
 		}
 		if m.SetAside > 0 {
 			out = append(out, fmt.Sprintf("%s keeps %d data set(s) aside that its group does not have: `matriarch status %s` shows where; look at them, then delete them", m.Name, m.SetAside, m.Name))

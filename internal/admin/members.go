@@ -40,7 +40,11 @@ type Member struct {
 	Fence      string         `json:"fence,omitempty"`
 	Pending    bool           `json:"pending_restart,omitempty"`
 	SetAside   int            `json:"set_aside,omitempty"`
-	Silent     bool           `json:"silent,omitempty"` // no keepalive lately, by the leader's word
+	Copied     int64          `json:"copied,omitempty"`   // bytes of a clone under way
+	ToCopy     int64          `json:"to_copy,omitempty"`  // its size
+	Unfit      string         `json:"unfit,omitempty"`    // why it must not become primary just now
+	Watchdog   string         `json:"watchdog,omitempty"` // mode and state
+	Silent     bool           `json:"silent,omitempty"`   // no keepalive lately, by the leader's word
 	Suffrage   string         `json:"suffrage,omitempty"`
 }
 
@@ -63,8 +67,10 @@ func member(st Status, n fsm.Node) Member {
 	r := n.Report
 	m := Member{
 		Group: n.Group, Name: n.Name, ID: n.ID, Host: n.Postgres, Peer: n.Peer, API: n.API, Role: roleOf(g, n.ID), State: r.State, Timeline: r.Timeline,
-		Tags: TagMap(n.Tags), Zone: n.Zone, Version: n.Version, Fence: r.Fence, Pending: r.Pending, SetAside: r.SetAside, Suffrage: st.Raft.Suffrage[n.ID],
+		Tags: TagMap(n.Tags), Zone: n.Zone, Version: n.Version, Fence: r.Fence, Pending: r.Pending, SetAside: r.SetAside,
+		Copied: r.Copied, ToCopy: r.ToCopy, Unfit: r.Unfit, Watchdog: r.Watchdog, Suffrage: st.Raft.Suffrage[n.ID],
 	}
+	m.State += Progress(r)
 	if r.State == "" {
 		m.State = "not heard of yet"
 	}
@@ -85,6 +91,14 @@ func member(st Status, n fsm.Node) Member {
 		m.ReceiveLag, m.ReplayLag = lag(primary.Report.Replay, r.Receive), lag(primary.Report.Replay, r.Replay)
 	}
 	return m
+}
+
+// Progress is how far a node's clone has come, in words; empty when there is none.
+func Progress(r fsm.Report) string {
+	if r.ToCopy <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(" %d %%, %d of %d MB", min(100, 100*r.Copied/r.ToCopy), r.Copied>>20, r.ToCopy>>20)
 }
 
 // Silence reports whether the leader misses a node's keepalives, and for how long; 0 when it has not heard it in its term.

@@ -16,6 +16,7 @@ const (
 	CallRestart     = "restart_standby"
 	CallWouldSwitch = "would_switch"
 	CallCitus       = "citus"
+	CallReinit      = "reinit"
 )
 
 // Source is a node, as this package needs it. Both methods may be called concurrently.
@@ -26,6 +27,8 @@ type Source interface {
 	Submit(ctx context.Context, c fsm.Command) (fsm.Result, error)
 	// RestartStandby stops this node's PostgreSQL, a standby, so that it starts again.
 	RestartStandby(ctx context.Context) error
+	// Reinit sets this node's data directory aside and clones it anew from the node given; empty: from the primary.
+	Reinit(ctx context.Context, from fsm.NodeID) error
 	// WouldSwitch says, on the leader, whom a switchover would make primary. It changes nothing; an error is the refusal.
 	WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	// Citus looks at the Citus metadata, or, on the leader, changes what an operator may.
@@ -36,6 +39,11 @@ type Source interface {
 type SwitchQuestion struct {
 	Group fsm.GroupID `json:"group"`
 	To    fsm.NodeID  `json:"to"`
+}
+
+// ReinitRequest asks a node to be cloned anew.
+type ReinitRequest struct {
+	From fsm.NodeID `json:"from,omitempty"` // empty: the primary
 }
 
 // Request carries one command that an operator may give: exactly one field is set.
@@ -95,6 +103,9 @@ func Register(rpc *transport.RPCServer, src Source) {
 	})
 	transport.Register(rpc, CallRestart, func(ctx context.Context, _ transport.Peer, _ struct{}) (struct{}, error) {
 		return struct{}{}, refused(src.RestartStandby(ctx))
+	})
+	transport.Register(rpc, CallReinit, func(ctx context.Context, _ transport.Peer, r ReinitRequest) (struct{}, error) {
+		return struct{}{}, refused(src.Reinit(ctx, r.From))
 	})
 	transport.Register(rpc, CallWouldSwitch, func(ctx context.Context, _ transport.Peer, q SwitchQuestion) (fsm.NodeID, error) {
 		to, err := src.WouldSwitch(ctx, q.Group, q.To)

@@ -247,7 +247,9 @@ func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error 
 			return err
 		}
 	}
-	return a.cfg.Postgres.Clone(ctx, v.State.Nodes[x.From], x.Epoch)
+	// A standby that follows and finds the log gone has nothing of its own.
+	prefix := v.PG.WALRemoved && v.Conf.Upstream != ""
+	return a.cfg.Postgres.Clone(ctx, v.State.Nodes[x.From], x.Epoch, prefix)
 }
 
 func (a *Agent) rewind(ctx context.Context, v decide.View, x decide.Rewind) error {

@@ -23,6 +23,7 @@ type Config struct {
 	Postgres Postgres
 	Sentinel Sentinel
 	Clock    lease.Clock
+	Hooks    Hooks // nil: none
 	Log      *slog.Logger
 	// Decided is told every decision whose rule differs from the one before.
 	Decided func(decide.Plan)
@@ -42,6 +43,8 @@ type Agent struct {
 
 	recruits chan recruitCall
 	restarts chan chan error
+	reinits  chan reinitCall
+	unfit    unfitBox
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
@@ -56,6 +59,7 @@ type Agent struct {
 	missing   map[fsm.NodeID]time.Time // when a standby was last seen streaming
 	primaryAt time.Time
 	lastRule  string
+	lastRole  string // told to the hooks
 
 	view atomic.Pointer[Snapshot]
 }
@@ -82,9 +86,12 @@ const pastDecisions = 50
 
 // New makes an agent; Run starts it.
 func New(cfg Config) *Agent {
+	if cfg.Hooks == nil {
+		cfg.Hooks = NoHooks{}
+	}
 	return &Agent{
 		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), opened: make(chan struct{}, 1), moved: make(chan struct{}, 1),
-		recruits: make(chan recruitCall), restarts: make(chan chan error), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
+		recruits: make(chan recruitCall), restarts: make(chan chan error), reinits: make(chan reinitCall), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -384,4 +385,87 @@ func TestOpenIsReportedAtOnce(t *testing.T) {
 			b.t.Errorf("said %s late", late)
 		}
 	})
+}
+
+func granted(b *bed) {
+	b.obs.PG.Streaming, b.obs.PG.Settled, b.obs.Conf = false, true, decide.Conf{Phase: decide.Closed}
+	b.group(func(g *fsm.Group) {
+		g.Epoch, g.LastHolder = ep(2), "b"
+		g.Lease = fsm.Lease{Holder: "b", Instance: "i", Epoch: ep(2), TTL: 5 * time.Second}
+		g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "b"})
+	})
+}
+
+// refusing hooks refuse every promotion.
+type refusing struct{ NoHooks }
+
+func (refusing) PrePromote(context.Context, Roster, fsm.Epoch) error {
+	return errors.New("hook pre_promote: exit status 1")
+}
+
+// A node whose promotion is refused gives its lease back, after its sentinel can no longer promote under it, and leaves the next to others.
+func TestRefusedPromotionGivesTheLeaseBack(t *testing.T) {
+	for name, prepare := range map[string]func(*bed){
+		"hook": func(b *bed) { b.agent.cfg.Hooks = refusing{} },
+		"watchdog": func(b *bed) {
+			b.hooks["promote"] = func(context.Context) error { return fmt.Errorf("%w: hook pre_promote: exit status 1", ErrUnfit) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBed(t, "b", standbyBed, func(b *bed) {
+				time.Sleep(time.Second)
+				b.set(func() { prepare(b) })
+				b.set(func() { granted(b) })
+				time.Sleep(50 * time.Millisecond)
+				b.order("renounce 1.2", "submit-release")
+				if name == "hook" && b.count("promote") != 0 {
+					b.t.Error("promoted all the same")
+				}
+				time.Sleep(time.Second)
+				if why := b.agent.Snapshot().Report.Unfit; !strings.Contains(why, "exit status 1") {
+					b.t.Errorf("unfit: %q", why)
+				}
+			})
+		})
+	}
+}
+
+func TestReinit(t *testing.T) {
+	inBed(t, "b", standbyBed, func(b *bed) {
+		time.Sleep(time.Second)
+		if err := b.agent.Reinit(context.Background(), ""); err != nil {
+			b.t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		b.order("stop immediate=false", "clone a 1.1 prefix=")
+	})
+	inBed(t, "a", primaryBed, func(b *bed) {
+		time.Sleep(time.Second)
+		if err := b.agent.Reinit(context.Background(), ""); err == nil || b.count("stop")+b.count("clone") != 0 {
+			b.t.Errorf("%v, calls %v", err, b.calls)
+		}
+	})
+}
+
+func TestCloneSource(t *testing.T) {
+	s := startState()
+	s.Nodes["c"] = fsm.Node{ID: "c", Name: "c", Report: fsm.Report{State: "streaming", Epoch: ep(1)}}
+	s.Nodes["w"] = fsm.Node{ID: "w", Name: "w", Group: 1}
+	s.Groups[1] = fsm.Group{ID: 1}
+	for _, c := range []struct {
+		self, from, want fsm.NodeID
+	}{
+		{"b", "", "a"},
+		{"b", "c", "c"},
+		{"c", "b", ""}, // does not stream
+		{"b", "b", ""},
+		{"b", "w", ""},
+		{"b", "nobody", ""},
+		{"a", "", ""}, // the primary
+		{"w", "", ""}, // its group has none
+	} {
+		if got, err := CloneSource(s, c.self, c.from); (err == nil) != (c.want != "") || (err == nil && got.ID != c.want) {
+			t.Errorf("%s from %q: %s, %v; want %q", c.self, c.from, got.ID, err, c.want)
+		}
+	}
 }

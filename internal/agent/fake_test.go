@@ -201,9 +201,11 @@ func (p fakePostgres) Identify(ctx context.Context) (string, fsm.Timeline, error
 	return "sys", 1, p.call(ctx, "identify")
 }
 
-func (p fakePostgres) Clone(ctx context.Context, n fsm.Node, e fsm.Epoch) error {
-	return p.call(ctx, "clone %s %s", n.ID, e)
+func (p fakePostgres) Clone(ctx context.Context, n fsm.Node, e fsm.Epoch, prefix bool) error {
+	return p.call(ctx, "clone %s %s prefix=%v", n.ID, e, prefix)
 }
+
+func (p fakePostgres) Progress() (copied, size int64) { return 0, 0 }
 
 func (p fakePostgres) Rewind(ctx context.Context, n fsm.Node, e fsm.Epoch, _ fsm.LSN) error {
 	return p.call(ctx, "rewind %s %s", n.ID, e)
@@ -334,6 +336,10 @@ func (s *fakeSentinel) Promote(ctx context.Context, e fsm.Epoch) error {
 
 func (s *fakeSentinel) Adopt(ctx context.Context, e fsm.Epoch) error {
 	return s.call(ctx, "adopt %s", e)
+}
+
+func (s *fakeSentinel) Renounce(ctx context.Context, e fsm.Epoch) error {
+	return s.call(ctx, "renounce %s", e)
 }
 
 func (s *fakeSentinel) Deadline(ctx context.Context, e fsm.Epoch, _ lease.Stamp) error {

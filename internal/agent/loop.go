@@ -66,6 +66,8 @@ func (a *Agent) idle(ctx context.Context, wait time.Duration) error {
 		a.recruit(ctx, c)
 	case reply := <-a.restarts:
 		reply <- a.restart(ctx)
+	case c := <-a.reinits:
+		c.reply <- a.reinit(ctx, c.from)
 	}
 	return nil
 }
@@ -166,6 +168,7 @@ func (a *Agent) remember(v decide.View, p decide.Plan) {
 		}
 	}
 	a.view.Store(snap)
+	a.tellRole(v, snap.Report)
 	switch {
 	case old != nil && old.Report.SameButLSN(snap.Report):
 	case old != nil && snap.Report.Open && !old.Report.Open:
@@ -182,6 +185,8 @@ func (a *Agent) report(v decide.View, p decide.Plan) fsm.Report {
 		Timeline: v.PG.Timeline, Receive: a.obs.Receive, Replay: v.PG.LSN, PGVersion: a.obs.Version, Rule: p.Rule,
 		Pending: a.obs.Pending, SetAside: a.obs.SetAside, Open: v.PG.Reachable && v.Conf.Phase == decide.Open,
 	}
+	r.Watchdog, r.Unfit = v.Sentinel.Watchdog, a.unfitNow()
+	r.Copied, r.ToCopy = a.cfg.Postgres.Progress()
 	if v.Sentinel.Adopted {
 		r.Fence = "weak"
 	}

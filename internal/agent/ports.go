@@ -65,7 +65,10 @@ type Postgres interface {
 	InitDB(ctx context.Context) error
 	// Identify reads system identifier and timeline of the data directory.
 	Identify(ctx context.Context) (string, fsm.Timeline, error)
-	Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch) error
+	// Clone replaces the data directory. prefix says that the group has all of the old one.
+	Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, prefix bool) error
+	// Progress is how far the clone under way has come, in bytes; 0, 0 when there is none.
+	Progress() (copied, size int64)
 	Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error
 	// Configure writes, reloads and verifies by the effective values. Leaving an upstream ends the walreceiver.
 	Configure(ctx context.Context, r Roster, c decide.Conf) error
@@ -105,11 +108,31 @@ type Sentinel interface {
 	Remembered() (fsm.Epoch, lease.Stamp, bool)
 	Start(ctx context.Context) error
 	Stop(ctx context.Context, immediate bool) error
+	// Promote answers ErrUnfit when this host must not have a primary.
 	Promote(ctx context.Context, e fsm.Epoch) error
 	Adopt(ctx context.Context, e fsm.Epoch) error
+	// Renounce makes sure that this instance never promotes under e.
+	Renounce(ctx context.Context, e fsm.Epoch) error
 	Deadline(ctx context.Context, e fsm.Epoch, until lease.Stamp) error
 	// Events fires when something changed: ping again.
 	Events() <-chan struct{}
 	// Reset kills every process of PostgreSQL without the sentinel's help and starts another sentinel.
 	Reset(ctx context.Context) error
 }
+
+// Hooks are the operator's own commands.
+type Hooks interface {
+	// PrePromote runs before a promotion; an error gives the lease back.
+	PrePromote(ctx context.Context, r Roster, e fsm.Epoch) error
+	// RoleChanged tells of a new role. It never blocks.
+	RoleChanged(r Roster, role string, e fsm.Epoch)
+}
+
+// NoHooks runs nothing.
+type NoHooks struct{}
+
+// PrePromote implements Hooks.
+func (NoHooks) PrePromote(context.Context, Roster, fsm.Epoch) error { return nil }
+
+// RoleChanged implements Hooks.
+func (NoHooks) RoleChanged(Roster, string, fsm.Epoch) {}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,6 +14,9 @@ import (
 func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if err := a.cfg.Postgres.Configure(ctx, r, x.Conf); err != nil {
 		return fmt.Errorf("configure before promotion: %w", err)
+	}
+	if err := a.cfg.Hooks.PrePromote(ctx, r, x.Epoch); err != nil {
+		return a.giveBack(ctx, r, x.Epoch, err)
 	}
 	a.lease.mu.Lock()
 	e, until, ok := a.lease.h.Until()
@@ -26,7 +30,11 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if err := a.cfg.Sentinel.Deadline(ctx, e, until); err != nil {
 		return fmt.Errorf("hand over the deadline: %w", err)
 	}
-	if err := a.cfg.Sentinel.Promote(ctx, x.Epoch); err != nil {
+	err := a.cfg.Sentinel.Promote(ctx, x.Epoch)
+	if errors.Is(err, ErrUnfit) {
+		return a.giveBack(ctx, r, x.Epoch, err)
+	}
+	if err != nil {
 		return fmt.Errorf("promote under epoch %s: %w", x.Epoch, err)
 	}
 	if err := a.record(ctx, r, x.Epoch, &x.Conf); err != nil {

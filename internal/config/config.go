@@ -20,6 +20,7 @@ type Config struct {
 	Proxy      Proxy      `yaml:"proxy"`
 	Log        Log        `yaml:"log"`
 	Sentinel   Sentinel   `yaml:"sentinel,omitempty"`
+	Hooks      Hooks      `yaml:"hooks"`
 	Peers      []string   `yaml:"peers,omitempty" help:"Addresses of known nodes, written by join. For information and first contact only; the replicated state is what counts."`
 }
 
@@ -60,6 +61,7 @@ type PostgreSQL struct {
 	ReplicationUser string            `yaml:"replication_user" help:"Database user that standbys stream as."`
 	Parameters      map[string]string `yaml:"parameters,omitempty" help:"Settings for postgresql.conf. Those that Matriarch manages are refused."`
 	HBA             []string          `yaml:"hba,omitempty" derived:"scram-sha-256 from everywhere" help:"Lines of pg_hba.conf for clients, after those that Matriarch needs."`
+	SetAsideLimit   int               `yaml:"set_aside_limit" help:"Data directories that clones leave aside, at most; 0: no limit. Beyond it the oldest goes if all of it came from a primary, and else a clone is refused."`
 	LogFile         string            `yaml:"log_file,omitempty" derived:"<state_dir>/postgresql.log" help:"File for what the server prints."`
 }
 
@@ -112,6 +114,18 @@ type Log struct {
 // Sentinel is the small process that is PostgreSQL's parent.
 type Sentinel struct {
 	Socket string `yaml:"socket,omitempty" derived:"<state_dir>/sentinel.sock" help:"Unix socket between agent and sentinel (at most 107 bytes)."`
+
+	Watchdog       string `yaml:"watchdog" values:"off automatic required" help:"Whether the machine is reset at the end of a lease when the sentinel cannot fence. automatic: if the device can be had; required: no primary here without it."`
+	WatchdogDevice string `yaml:"watchdog_device" help:"Device of the kernel's watchdog. It needs a driver (softdog, or better the hardware's) without nowayout, and nobody else who uses it."`
+}
+
+// Hooks are commands of the operator's, run as the user that PostgreSQL runs as. Empty: none.
+type Hooks struct {
+	PrePromote   []string      `yaml:"pre_promote,omitempty" help:"Command and arguments, run before this node is promoted. Not zero: it gives its lease back, and another node is tried."`
+	FenceCommand []string      `yaml:"fence_command,omitempty" help:"Command and arguments, run before this node is promoted in place of another that did not give its lease back, to make sure of that one's end; MATRIARCH_OLD_PRIMARY names it."`
+	FenceFailure string        `yaml:"fence_failure" values:"refuse ignore" help:"When fence_command fails. refuse: this node gives its lease back; ignore: it is promoted all the same, as the lease alone is proof enough."`
+	OnRoleChange []string      `yaml:"on_role_change,omitempty" help:"Command and arguments, run after this node became primary or standby. Nothing waits for it."`
+	Timeout      time.Duration `yaml:"timeout" help:"Longest time for one run of a hook; then it is killed, and counts as failed."`
 }
 
 // Default is what an empty file says; derived values are still empty, see Complete.
@@ -125,12 +139,15 @@ func Default() Config {
 			Listen:          "0.0.0.0:5432",
 			Superuser:       "postgres",
 			ReplicationUser: "matriarch_replication",
+			SetAsideLimit:   2,
 		},
 		Citus: Citus{Enabled: true},
 		Proxy: Proxy{
 			Standby: ProxyStandby{Groups: "coordinator", MaxLagBytes: 16 << 20}, MaxConnections: 1000, WaitLimit: 10 * time.Second, ConnectTimeout: 3 * time.Second,
 		},
-		Log: Log{Level: "info", Format: "auto"},
+		Log:      Log{Level: "info", Format: "auto"},
+		Sentinel: Sentinel{Watchdog: "off", WatchdogDevice: "/dev/watchdog"},
+		Hooks:    Hooks{FenceFailure: "refuse", Timeout: 10 * time.Second},
 	}
 }
 

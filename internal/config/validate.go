@@ -65,6 +65,7 @@ func (c Config) problems() problems {
 	ps.paths(c)
 	ps.postgresql(c.PostgreSQL)
 	ps.proxy(c.Proxy)
+	ps.hooks(c)
 	walk(reflect.ValueOf(c), "", func(f field, v reflect.Value) {
 		if len(f.values) > 0 && !slices.Contains(f.values, v.String()) {
 			ps.add(f.path, "%q must be one of %s", v.String(), strings.Join(f.values, ", "))
@@ -283,6 +284,31 @@ func (ps *problems) proxy(p Proxy) {
 		if d.value < minProxyTime || d.value > maxProxyTime {
 			ps.add(d.path, "%s must be %s to %s", d.value, minProxyTime, maxProxyTime)
 		}
+	}
+}
+
+const (
+	minHookTime = 100 * time.Millisecond
+	maxHookTime = 45 * time.Second // a promotion is given up after a minute
+)
+
+func (ps *problems) hooks(c Config) {
+	for _, h := range []struct {
+		path    string
+		command []string
+	}{{"hooks.pre_promote", c.Hooks.PrePromote}, {"hooks.fence_command", c.Hooks.FenceCommand}, {"hooks.on_role_change", c.Hooks.OnRoleChange}} {
+		if len(h.command) > 0 && !goodPath(h.command[0]) {
+			ps.add(h.path, "%q must begin with the absolute path of a program", strings.Join(h.command, " "))
+		}
+	}
+	if d := c.Hooks.Timeout; d < minHookTime || d > maxHookTime {
+		ps.add("hooks.timeout", "%s must be %s to %s", d, minHookTime, maxHookTime)
+	}
+	if !goodPath(c.Sentinel.WatchdogDevice) {
+		ps.add("sentinel.watchdog_device", "%q must be an absolute path, for instance /dev/watchdog", c.Sentinel.WatchdogDevice)
+	}
+	if c.PostgreSQL.SetAsideLimit < 0 {
+		ps.add("postgresql.set_aside_limit", "%d must be 0 (no limit) or greater", c.PostgreSQL.SetAsideLimit)
 	}
 }
 

@@ -30,12 +30,30 @@ func (p *Postgres) Identify(ctx context.Context) (string, fsm.Timeline, error) {
 }
 
 // Clone implements agent.Postgres.
-func (p *Postgres) Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch) error {
+func (p *Postgres) Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, prefix bool) error {
 	up, err := p.source(from, epoch)
 	if err != nil {
 		return err
 	}
-	return p.m.Clone(ctx, up, nil)
+	defer p.copied.Store(nil)
+	return p.m.Clone(ctx, up, prefix, func(done, total int64) { p.copied.Store(&[2]int64{done, total}) })
+}
+
+// Progress implements agent.Postgres.
+func (p *Postgres) Progress() (copied, size int64) {
+	if c := p.copied.Load(); c != nil {
+		return c[0], c[1]
+	}
+	return 0, 0
+}
+
+// CloneRoom reports why a clone of the node could not be made now, before anything is touched.
+func (p *Postgres) CloneRoom(ctx context.Context, from fsm.Node) error {
+	up, err := p.source(from, fsm.Epoch{})
+	if err != nil {
+		return err
+	}
+	return p.m.CloneRoom(ctx, up)
 }
 
 // Rewind implements agent.Postgres.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"matriarch/fsm"
@@ -26,10 +27,11 @@ type Postgres struct {
 	log      *slog.Logger
 
 	mu      sync.Mutex
-	applied decide.Conf // what Configure wrote last
-	loaded  bool        // and the server was seen to go by it
-	unarmed bool        // commits did not wait for anybody before that, and some may still not
-	logMark int64       // size of PostgreSQL's log then
+	applied decide.Conf              // what Configure wrote last
+	loaded  bool                     // and the server was seen to go by it
+	unarmed bool                     // commits did not wait for anybody before that, and some may still not
+	copied  atomic.Pointer[[2]int64] // of the clone under way, and of how many bytes
+	logMark int64                    // size of PostgreSQL's log then
 }
 
 // NewPostgres wraps a manager, whose server the sentinel is parent of.

@@ -21,7 +21,9 @@ import (
 type SentinelConfig struct {
 	Spawn   fence.SpawnConfig
 	DataDir string
-	Log     *slog.Logger
+	// Watchdog is told to every sentinel that is met.
+	Watchdog fence.WatchdogRequest
+	Log      *slog.Logger
 }
 
 // Sentinel is the agent's connection to the parent of PostgreSQL.
@@ -65,11 +67,29 @@ func (s *Sentinel) dial(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	st, err := s.tellWatchdog(ctx, c)
+	if err != nil {
+		_ = c.Close()
+		return err
+	}
 	s.mu.Lock()
-	s.client, s.last = c, c.Greeting()
+	s.client, s.last = c, st
 	s.mu.Unlock()
 	go s.listen(c)
 	return nil
+}
+
+// tellWatchdog hands the setting over. A sentinel of an older version knows none, which shows as a failure.
+func (s *Sentinel) tellWatchdog(ctx context.Context, c *fence.Client) (fence.Status, error) {
+	w := s.cfg.Watchdog
+	if w.Mode == "" {
+		return c.Greeting(), nil
+	}
+	st, err := c.Watchdog(ctx, w)
+	if errors.Is(err, fence.ErrUnsupported) {
+		return c.Greeting(), nil
+	}
+	return st, err
 }
 
 func (s *Sentinel) listen(c *fence.Client) {
@@ -136,7 +156,7 @@ func (s *Sentinel) Ping(ctx context.Context) (decide.Sentinel, error) {
 	s.mu.Lock()
 	s.last = st
 	s.mu.Unlock()
-	return translate(st), nil
+	return translate(st, s.cfg.Watchdog.Mode), nil
 }
 
 // again dials once more. Nobody listening means that the sentinel is gone; silence does not.
@@ -156,7 +176,7 @@ func (s *Sentinel) again(ctx context.Context) (fence.Status, error) {
 	return s.conn().Status(ctx)
 }
 
-func translate(st fence.Status) decide.Sentinel {
+func translate(st fence.Status, mode fence.WatchdogMode) decide.Sentinel {
 	d := decide.Sentinel{
 		Connected: true, Postmaster: st.Postmaster, Primary: st.Role == fence.RolePrimary, Epoch: fsm.Epoch(st.Epoch), Adopted: st.Weak,
 	}
@@ -166,7 +186,26 @@ func translate(st fence.Status) decide.Sentinel {
 	if x := st.LastExit; x != nil {
 		d.Exit = x.Reason
 	}
+	d.Watchdog, d.Unfit = watchdogText(st.Watchdog, mode)
 	return d
+}
+
+// watchdogText shows the watchdog, and says why a required one forbids a promotion.
+func watchdogText(w *fence.WatchdogStatus, mode fence.WatchdogMode) (text, unfit string) {
+	if mode == "" || mode == fence.WatchdogOff {
+		return "", ""
+	}
+	if w == nil {
+		w = &fence.WatchdogStatus{State: fence.WatchdogFailed, Problem: "the sentinel is of an older version: restart it with PostgreSQL"}
+	}
+	text = fmt.Sprintf("%s, %s", mode, w.State)
+	if w.Problem != "" {
+		text += ": " + w.Problem
+	}
+	if mode == fence.WatchdogRequired && w.State == fence.WatchdogFailed {
+		unfit = "watchdog is required, and failed: " + w.Problem
+	}
+	return text, unfit
 }
 
 // Start implements agent.Sentinel.
@@ -200,7 +239,15 @@ func (s *Sentinel) Stop(ctx context.Context, immediate bool) error {
 // Promote implements agent.Sentinel.
 func (s *Sentinel) Promote(ctx context.Context, e fsm.Epoch) error {
 	_, err := s.conn().Promote(ctx, fence.Epoch(e))
+	if errors.Is(err, fence.ErrWatchdog) {
+		return fmt.Errorf("%w: %w", agent.ErrUnfit, err)
+	}
 	return err
+}
+
+// Renounce implements agent.Sentinel.
+func (s *Sentinel) Renounce(ctx context.Context, e fsm.Epoch) error {
+	return s.conn().Renounce(ctx, fence.Epoch(e))
 }
 
 // Adopt implements agent.Sentinel.

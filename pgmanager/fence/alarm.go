@@ -67,7 +67,7 @@ func (a *alarm) close() {
 
 // due is when the deadline asks for something next.
 func (s *sentinel) due(now Stamp) (at Stamp, ok bool) {
-	if end, armed := s.guard.end(now); armed {
+	if end, armed := s.hardEnd(now); armed {
 		at, ok = end, true
 		if !s.fenced {
 			at = end.Add(-SoftStop)

@@ -128,6 +128,17 @@ func (c *Client) Adopt(ctx context.Context, r AdoptRequest) (Status, error) {
 	return c.status(ctx, Request{Op: OpAdopt, Adopt: &r})
 }
 
+// Watchdog sets the watchdog for the promotions to come. A sentinel of an older version answers ErrUnsupported.
+func (c *Client) Watchdog(ctx context.Context, r WatchdogRequest) (Status, error) {
+	return c.status(ctx, Request{Op: OpWatchdog, Watchdog: &r})
+}
+
+// Renounce makes sure that epoch e is never promoted here, so that its lease may be given back while a standby runs.
+func (c *Client) Renounce(ctx context.Context, e Epoch) error {
+	_, err := c.status(ctx, Request{Op: OpRenounce, Epoch: &e})
+	return err
+}
+
 // Shutdown ends the sentinel, which refuses while a process of PostgreSQL is left.
 func (c *Client) Shutdown(ctx context.Context) error {
 	return c.plain(ctx, Request{Op: OpShutdown})

@@ -57,6 +57,17 @@ func (g *guard) bind(e Epoch, now Stamp) (again bool, err error) {
 	return false, nil
 }
 
+// renounce makes sure that e is never promoted here: whoever asks for that gives its lease back.
+func (g *guard) renounce(e Epoch) error {
+	if g.bound.Epoch == e && !e.IsZero() {
+		return refuse(ErrEpoch, "the server runs under epoch %s: stop it first", e)
+	}
+	if g.promoted.Less(e) {
+		g.promoted = e
+	}
+	return nil
+}
+
 // adopt takes in a server that runs already, primary or standby, with at most grace to wait for a deadline.
 func (g *guard) adopt(primary bool, grace time.Duration, now Stamp) error {
 	g.primary = primary

@@ -46,6 +46,10 @@ func (s *sentinel) handle(in incoming) {
 		s.replyGone(in, s.requestStop(r.Stop))
 	case OpKill:
 		s.replyGone(in, s.requestKill())
+	case OpWatchdog:
+		s.replyStatus(in, s.setWatchdog(r.Watchdog))
+	case OpRenounce:
+		s.replyStatus(in, s.renounce(r.Epoch))
 	case OpShutdown:
 		s.reply(in, nil, s.shutdown())
 	default:
@@ -103,6 +107,7 @@ func (s *sentinel) emit(k Kind, reason string) {
 func (s *sentinel) status() Status {
 	st := Status{
 		Instance: s.guard.instance, SentinelPID: os.Getpid(), Role: RoleNone, Epoch: s.guard.bound.Epoch, Deadline: s.guard.shown(), LastExit: s.last,
+		Watchdog: s.dog.status(Clock()),
 	}
 	if s.pm == nil {
 		return st
@@ -172,6 +177,11 @@ func (s *sentinel) adopt(r *AdoptRequest) error {
 		_ = unix.Close(pm.pidfd)
 		return err
 	}
+	if err := s.armWatchdog(); err != nil {
+		s.guard.release()
+		_ = unix.Close(pm.pidfd)
+		return err
+	}
 	pm.watch()
 	s.take(pm)
 	s.log.Info("server adopted", "postmaster", pm.pid, "dir", pm.dir, "primary", s.guard.primary)
@@ -193,11 +203,43 @@ func (s *sentinel) promote(e *Epoch) error {
 	if err != nil || s.guard.primary {
 		return err
 	}
+	if err := s.armWatchdog(); err != nil {
+		s.guard.release()
+		return err
+	}
 	if !again {
 		s.log.Info("promotion ordered", "postmaster", s.pm.pid, "epoch", e.String())
 	}
 	s.ordered, s.roleAt = false, Clock()
 	return nil
+}
+
+// armWatchdog opens the watchdog for a server that has a deadline.
+func (s *sentinel) armWatchdog() error {
+	now := Clock()
+	end, armed := s.guard.end(now)
+	if !armed {
+		return nil
+	}
+	return s.dog.arm(now, end)
+}
+
+func (s *sentinel) setWatchdog(r *WatchdogRequest) error {
+	if r == nil || !filepath.IsAbs(r.Device) || (r.Mode != WatchdogOff && r.Mode != WatchdogAutomatic && r.Mode != WatchdogRequired) {
+		return refuse(ErrInvalid, "watchdog needs mode off, automatic or required and the absolute path of the device")
+	}
+	if s.dog.dev == nil {
+		s.dog.problem = "" // told anew: tried anew
+	}
+	s.dog.WatchdogRequest = *r
+	return nil
+}
+
+func (s *sentinel) renounce(e *Epoch) error {
+	if e == nil {
+		return refuse(ErrInvalid, "renounce: no epoch in it")
+	}
+	return s.guard.renounce(*e)
 }
 
 func (s *sentinel) requestStop(r *StopRequest) error {

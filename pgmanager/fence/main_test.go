@@ -34,7 +34,7 @@ const within = 20 * time.Second
 func TestMain(m *testing.M) {
 	if socket := os.Getenv(envSentinel); socket != "" {
 		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // a test that dies leaves nothing behind
-		err := Run(context.Background(), Config{Socket: socket, LogFile: socket + ".log", Version: "test"})
+		err := Run(context.Background(), Config{Socket: socket, LogFile: socket + ".log", Version: "test", openWatchdog: plainFile})
 		if dir := os.Getenv("GOCOVERDIR"); dir != "" {
 			_ = errors.Join(coverage.WriteMetaDir(dir), coverage.WriteCountersDir(dir))
 		}

@@ -24,6 +24,8 @@ const (
 	OpAdopt    Op = "adopt"
 	OpStatus   Op = "status"
 	OpShutdown Op = "shutdown"
+	OpWatchdog Op = "watchdog"
+	OpRenounce Op = "renounce" // this epoch is never promoted here any more
 )
 
 // Request is one line from the agent. Fields that an older sentinel does not know are ignored by it, an unknown Op is refused.
@@ -32,9 +34,11 @@ type Request struct {
 	Op       Op            `json:"op"`
 	Start    *StartRequest `json:"start,omitempty"`
 	Deadline *Deadline     `json:"deadline,omitempty"`
-	Epoch    *Epoch        `json:"epoch,omitempty"` // promote
+	Epoch    *Epoch        `json:"epoch,omitempty"` // promote, renounce
 	Stop     *StopRequest  `json:"stop,omitempty"`
 	Adopt    *AdoptRequest `json:"adopt,omitempty"`
+
+	Watchdog *WatchdogRequest `json:"watchdog,omitempty"`
 }
 
 // StartRequest starts a postmaster as standby.
@@ -92,8 +96,9 @@ type Status struct {
 	Deadline    *Deadline `json:"deadline,omitempty"`
 	Weak        bool      `json:"weak"` // adopted: no parent here, so the fence is weaker
 	// Left counts processes of that PostgreSQL. It is exact when 0; otherwise it need not include grandchildren of the postmaster.
-	Left     int   `json:"left"`
-	LastExit *Exit `json:"last_exit,omitempty"`
+	Left     int             `json:"left"`
+	LastExit *Exit           `json:"last_exit,omitempty"`
+	Watchdog *WatchdogStatus `json:"watchdog,omitempty"`
 }
 
 // Exit tells how the last server ended. Code 0 does not mean a clean end: PostgreSQL says so after an immediate stop as well.
@@ -149,6 +154,7 @@ const (
 	ErrDeadline    Code = "no_deadline"  // no valid deadline of that epoch
 	ErrEpoch       Code = "epoch"        // the server, or an earlier promotion, has that or another epoch
 	ErrIdentity    Code = "not_that_one" // the process to adopt is not that data directory's postmaster
+	ErrWatchdog    Code = "watchdog"     // it is required and not to be had; the epoch is used up
 	ErrFailed      Code = "failed"       // the system refused: see the message
 )
 

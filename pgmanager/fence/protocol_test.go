@@ -72,6 +72,17 @@ var golden = []struct {
 			`"epoch":{"inc":1,"n":17},"deadline":{"instance":"ab12","epoch":{"inc":1,"n":17},"raw_ns":5000000001,"boot_ns":6000000002},` +
 			`"weak":true,"left":9,"last_exit":{"code":-1,"signal":9,"at":"2026-11-22T20:30:00Z","fenced":true,"reason":"why"}}}`,
 	},
+	{"watchdog", Request{ID: 12, Op: OpWatchdog, Watchdog: &WatchdogRequest{Mode: WatchdogRequired, Device: "/dev/watchdog"}}, `{"id":12,"op":"watchdog","watchdog":{"mode":"required","device":"/dev/watchdog"}}`},
+	{"renounce", Request{ID: 13, Op: OpRenounce, Epoch: &Epoch{Inc: 1, N: 17}}, `{"id":13,"op":"renounce","epoch":{"inc":1,"n":17}}`},
+	{
+		"status of the watchdog",
+		Response{ID: 14, Status: &Status{
+			Instance: "ab12", SentinelPID: 7, Role: RoleNone,
+			Watchdog: &WatchdogStatus{WatchdogRequest: WatchdogRequest{Mode: WatchdogAutomatic, Device: "/dev/w"}, State: WatchdogFailed, TimeoutMS: 2000, Problem: "why"},
+		}},
+		`{"id":14,"status":{"instance":"ab12","sentinel_pid":7,"postmaster":0,"role":"none","epoch":{"inc":0,"n":0},"weak":false,"left":0,` +
+			`"watchdog":{"mode":"automatic","device":"/dev/w","state":"failed","timeout_ms":2000,"problem":"why"}}}`,
+	},
 	{"refusal", Response{ID: 4, Code: ErrNotStandby, Error: "why"}, `{"id":4,"code":"not_standby","error":"why"}`},
 	{
 		"exited",
@@ -107,10 +118,10 @@ func TestGoldenBytes(t *testing.T) {
 // Codes are part of the protocol as well: agents act on them.
 func TestGoldenCodes(t *testing.T) {
 	got := []Code{
-		ErrInvalid, ErrUnsupported, ErrHello, ErrRunning, ErrNotRunning, ErrNotStandby, ErrInstance, ErrStale, ErrDeadline, ErrEpoch, ErrIdentity, ErrFailed,
+		ErrInvalid, ErrUnsupported, ErrHello, ErrRunning, ErrNotRunning, ErrNotStandby, ErrInstance, ErrStale, ErrDeadline, ErrEpoch, ErrIdentity, ErrWatchdog, ErrFailed,
 	}
 	want := []Code{
-		"invalid", "unsupported", "hello_first", "running", "not_running", "not_standby", "instance", "stale", "no_deadline", "epoch", "not_that_one", "failed",
+		"invalid", "unsupported", "hello_first", "running", "not_running", "not_standby", "instance", "stale", "no_deadline", "epoch", "not_that_one", "watchdog", "failed",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -124,7 +135,7 @@ func TestEveryOperationIsGolden(t *testing.T) {
 			seen[r.Op] = true
 		}
 	}
-	for _, op := range []Op{OpHello, OpPing, OpStart, OpDeadline, OpPromote, OpStop, OpKill, OpAdopt, OpStatus, OpShutdown} {
+	for _, op := range []Op{OpHello, OpPing, OpStart, OpDeadline, OpPromote, OpStop, OpKill, OpAdopt, OpStatus, OpShutdown, OpWatchdog, OpRenounce} {
 		if !seen[op] {
 			t.Errorf("no golden bytes for %s", op)
 		}

@@ -27,6 +27,8 @@ type Config struct {
 	Socket  string // path of the Unix socket; Socket+".lock" is locked while Run lives
 	LogFile string // empty: standard error
 	Version string // told in hello
+
+	openWatchdog openDevice // nil: the kernel's
 }
 
 // phase is where the server's life is. It only goes forward, then back to idle.
@@ -52,6 +54,7 @@ type sentinel struct {
 	srv *server
 
 	alarm *alarm // nil: the system has none
+	dog   watchdog
 
 	guard     guard
 	pm        *postmaster
@@ -101,6 +104,11 @@ func Run(ctx context.Context, cfg Config) error {
 	_, _ = rand.Read(id) // cannot fail
 	s := &sentinel{cfg: cfg, log: log, srv: srv, alarm: bell, childless: true}
 	s.guard.instance = hex.EncodeToString(id)
+	s.dog = watchdog{log: log, open: cfg.openWatchdog}
+	if s.dog.open == nil {
+		s.dog.open = openKernelWatchdog
+	}
+	defer s.dog.close()
 	log.Info("sentinel started", "instance", s.guard.instance, "socket", cfg.Socket, "version", cfg.Version)
 	s.loop(ctx)
 	log.Info("sentinel ended")
@@ -164,6 +172,15 @@ func (s *sentinel) step(now Stamp) {
 	}
 	if s.phase == killing {
 		s.killPass(now)
+	}
+	s.tendWatchdog(now)
+}
+
+// tendWatchdog pats while the server may run for longer than the watchdog waits.
+func (s *sentinel) tendWatchdog(now Stamp) {
+	end, armed := s.guard.end(now)
+	if armed || s.dog.stuck {
+		s.dog.tend(now, end)
 	}
 }
 
@@ -236,7 +253,7 @@ func (s *sentinel) orderPromotion() {
 
 // watchDeadline begins or completes the stop of a server whose right to run ends.
 func (s *sentinel) watchDeadline(now Stamp) {
-	end, armed := s.guard.end(now)
+	end, armed := s.hardEnd(now)
 	switch {
 	case armed && end.Until(now) <= 0:
 		s.fence(now)
@@ -248,6 +265,15 @@ func (s *sentinel) watchDeadline(now Stamp) {
 	if s.phase == stopping && s.killAt != nil && s.killAt.Until(now) <= 0 {
 		s.startKill(s.reason)
 	}
+}
+
+// hardEnd is when everything is killed.
+func (s *sentinel) hardEnd(now Stamp) (Stamp, bool) {
+	end, armed := s.guard.end(now)
+	if armed && s.dog.armed() {
+		end = end.Add(-killLead)
+	}
+	return end, armed
 }
 
 func (s *sentinel) fence(now Stamp) {
@@ -341,6 +367,7 @@ func (s *sentinel) finish() {
 	s.last, s.exit, s.pm = s.exit, nil, nil
 	s.phase, s.killAt, s.reason, s.fenced, s.ordered = idle, nil, "", false, false
 	s.guard.release()
+	s.dog.disarm(Clock())
 	s.emit(Exited, s.last.Reason)
 	st := s.status()
 	for _, w := range s.waiters {
@@ -351,13 +378,18 @@ func (s *sentinel) finish() {
 
 // next returns the time until something is due.
 func (s *sentinel) next(now Stamp) (time.Duration, bool) {
+	end, _ := s.guard.end(now)
+	pat, tended := s.dog.next(now, end)
 	switch s.phase {
 	case idle:
-		return 0, false
+		return pat, tended
 	case killing:
 		return s.nap, true
 	}
 	d := time.Duration(1<<63 - 1)
+	if tended {
+		d = pat
+	}
 	if at, ok := s.due(now); ok {
 		d = min(d, s.nearer(at.Until(now)))
 	}

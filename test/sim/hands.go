@@ -173,7 +173,9 @@ func (h hands) fetch(ctx context.Context, from fsm.Node, e fsm.Epoch) (copied, e
 	return msg, nil
 }
 
-func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch) error {
+func (h hands) Progress() (copied, size int64) { return 0, 0 }
+
+func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch, _ bool) error {
 	if err := h.enter(ctx, 0, 20); err != nil {
 		return err
 	}

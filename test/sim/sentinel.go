@@ -248,6 +248,8 @@ func (c port) Promote(ctx context.Context, e fsm.Epoch) error {
 	})
 }
 
+func (c port) Renounce(context.Context, fsm.Epoch) error { return errors.New("not modelled") }
+
 func (c port) Adopt(context.Context, fsm.Epoch) error { return errors.New("not modelled") }
 
 func (c port) Deadline(ctx context.Context, e fsm.Epoch, until lease.Stamp) error {
