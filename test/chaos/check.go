@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -39,9 +41,9 @@ func twoPrimaries(acks []ack) []string {
 		owner[a.timeline] = a.node
 	}
 	byEnd := slices.Clone(acks)
-	slices.SortFunc(byEnd, func(a, b ack) int { return int(a.to - b.to) })
+	slices.SortFunc(byEnd, func(a, b ack) int { return cmp.Compare(a.to, b.to) })
 	byStart := slices.Clone(acks)
-	slices.SortFunc(byStart, func(a, b ack) int { return int(a.from - b.from) })
+	slices.SortFunc(byStart, func(a, b ack) int { return cmp.Compare(a.from, b.from) })
 	var newest ack
 	next := 0
 	for _, a := range byStart {
@@ -89,8 +91,9 @@ var registerModel = porcupine.Model{
 	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v: %+v", input, output) },
 }
 
-// linearizable checks the registers. What has no outcome may have happened at any time later.
-func linearizable(ops []porcupine.Operation, limit time.Duration) porcupine.CheckResult {
+// linearizable checks the registers and returns the operations on the first one that was none. What has no outcome may have happened at any
+// time later.
+func linearizable(ops []porcupine.Operation, limit time.Duration) (porcupine.CheckResult, []porcupine.Operation) {
 	ops = slices.DeleteFunc(slices.Clone(ops), func(op porcupine.Operation) bool {
 		return !op.Output.(regAnswer).known && op.Input.(regOp).kind == "read"
 	})
@@ -100,5 +103,24 @@ func linearizable(ops []porcupine.Operation, limit time.Duration) porcupine.Chec
 			ops[i].ClientId = 1000 + i
 		}
 	}
-	return porcupine.CheckOperationsTimeout(registerModel, ops, limit)
+	worst := porcupine.Ok
+	for _, one := range registerModel.Partition(ops) {
+		switch porcupine.CheckOperationsTimeout(registerModel, one, limit) {
+		case porcupine.Illegal:
+			return porcupine.Illegal, one
+		case porcupine.Unknown:
+			worst = porcupine.Unknown
+		}
+	}
+	return worst, nil
+}
+
+// history is for people.
+func history(ops []porcupine.Operation) string {
+	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	var b strings.Builder
+	for _, op := range ops {
+		fmt.Fprintf(&b, "%s to %s client %d %+v: %+v\n", time.Duration(op.Call), time.Duration(op.Return), op.ClientId, op.Input, op.Output)
+	}
+	return b.String()
 }

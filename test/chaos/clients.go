@@ -120,7 +120,7 @@ type regAnswer struct {
 const (
 	readSQL  = "INSERT INTO chaos_register (k, v) VALUES ($1, 0) ON CONFLICT (k) DO UPDATE SET touched = chaos_register.touched + 1 RETURNING v"
 	writeSQL = "INSERT INTO chaos_register (k, v) VALUES ($1, $2) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
-	casSQL   = `INSERT INTO chaos_register AS r (k, v) VALUES ($1, 0) ON CONFLICT (k) DO UPDATE SET v = CASE WHEN r.v = $2 THEN $3 ELSE r.v END, touched = r.touched + 1 RETURNING v = $3`
+	casSQL   = `INSERT INTO chaos_register AS r (k, v) VALUES ($1, CASE WHEN $2::bigint = 0 THEN $3::bigint ELSE 0 END) ON CONFLICT (k) DO UPDATE SET v = CASE WHEN r.v = $2 THEN $3 ELSE r.v END, touched = r.touched + 1 RETURNING v = $3`
 )
 
 // registers records the operations of a group's registers.

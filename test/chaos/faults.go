@@ -161,7 +161,7 @@ func (n *nemesis) strike(ctx context.Context, f fault, t int) (func() error, err
 		return fill(filepath.Join(n.f.nodes[t].dir, fmt.Sprintf("ballast-%d", f.id)))
 	case "switchover":
 		n.wg.Go(func() {
-			_, err := n.f.ask(ctx, 40*time.Second, "switchover", "--group", fmt.Sprint(f.group), "--yes", "--wait", "30s")
+			_, err := n.f.askVia(ctx, n.f.nodes[f.node], 40*time.Second, "switchover", "--group", fmt.Sprint(f.group), "--yes", "--wait", "30s")
 			n.trace.note("switchover #%d of group %d: %s", f.id, f.group, outcome(err))
 		})
 		return nil, nil

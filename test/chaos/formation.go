@@ -160,15 +160,19 @@ func (f *formation) ask(ctx context.Context, limit time.Duration, args ...string
 		if n.isOff() {
 			continue
 		}
-		actx, cancel := context.WithTimeout(ctx, limit)
-		out, err := output(exec.CommandContext(actx, f.exe, append([]string{"--config", n.config()}, args...)...))
-		cancel()
+		out, err := f.askVia(ctx, n, limit, args...)
 		if err == nil {
 			return out, nil
 		}
 		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
+}
+
+func (f *formation) askVia(ctx context.Context, n *node, limit time.Duration, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return output(exec.CommandContext(ctx, f.exe, append([]string{"--config", n.config()}, args...)...))
 }
 
 func (f *formation) list(ctx context.Context) (l admin.Formation, err error) {

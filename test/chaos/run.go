@@ -15,7 +15,7 @@ import (
 
 const (
 	convergeLimit = 60 * time.Second
-	checkLimit    = 30 * time.Second
+	checkLimit    = 10 * time.Second // a register
 )
 
 // load is what clients do with one group, and what they saw.
@@ -139,9 +139,9 @@ func (f *formation) check(ctx context.Context, l *load, v *verdict) {
 	for _, s := range twoPrimaries(l.sampler.acks) {
 		v.bad("group %d: %s", l.group, s)
 	}
-	switch linearizable(l.registers.ops, checkLimit) {
+	switch result, worst := linearizable(l.registers.ops, checkLimit); result {
 	case porcupine.Illegal:
-		v.bad("group %d: the registers are not linearizable", l.group)
+		v.bad("group %d: a register is not linearizable:\n%s", l.group, history(worst))
 	case porcupine.Unknown:
 		f.trace.note("group %d: registers undecided after %s", l.group, checkLimit)
 	}
