@@ -37,10 +37,26 @@ var kinds = []struct {
 	name   string
 	weight int
 }{
-	{"halves", 3}, {"ring", 1}, {"cut node", 3}, {"cut from", 2}, {"cut to", 2}, {"cut peer port", 2}, {"cut 5432", 2},
-	{"kill postmaster", 3}, {"kill backend", 2}, {"kill agent", 3}, {"kill sentinel", 2}, {"kill host", 4},
-	{"stop agent", 2}, {"stop sentinel", 2}, {"stop postmaster", 2}, {"freeze host", 3},
-	{"loss", 2}, {"slow link", 1}, {"full disk", 2}, {"switchover", 3},
+	{"halves", 3},
+	{"ring", 1},
+	{"cut node", 3},
+	{"cut from", 2},
+	{"cut to", 2},
+	{"cut peer port", 2},
+	{"cut 5432", 2},
+	{"kill postmaster", 3},
+	{"kill backend", 2},
+	{"kill agent", 3},
+	{"kill sentinel", 2},
+	{"kill host", 4},
+	{"stop agent", 2},
+	{"stop sentinel", 2},
+	{"stop postmaster", 2},
+	{"freeze host", 3},
+	{"loss", 2},
+	{"slow link", 1},
+	{"full disk", 2},
+	{"switchover", 3},
 }
 
 // plan draws the faults of so much time. One in four begins while the one before it lasts.

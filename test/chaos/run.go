@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,12 +39,14 @@ func (v *verdict) bad(format string, args ...any) {
 }
 
 func (v *verdict) summary(o options, faults int) string {
-	s := fmt.Sprintf("seed %d: %s, %d faults, converged after %s", o.seed, o.total, faults, v.converged.Round(100*time.Millisecond))
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d: %s, %d faults, converged after %s", o.seed, o.total, faults, v.converged.Round(100*time.Millisecond))
 	for _, l := range v.loads {
-		s += fmt.Sprintf("; group %d: %d numbers acknowledged of %d, longest gap %s, %d operations on registers, %d of %d samples acknowledged",
+		fmt.Fprintf(&b, "; group %d: %d numbers acknowledged of %d, longest gap %s, %d operations on registers, %d of %d samples acknowledged",
 			l.group, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
 	}
-	return s + fmt.Sprintf("; %d violations", len(v.violations))
+	fmt.Fprintf(&b, "; %d violations", len(v.violations))
+	return b.String()
 }
 
 func (f *formation) run(ctx context.Context, o options, net *network, faults []fault) (*verdict, error) {
