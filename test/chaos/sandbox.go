@@ -20,6 +20,11 @@ func sandbox() (bool, error) {
 	if os.Geteuid() != 0 {
 		return false, errors.New("network namespaces need root: run it as root")
 	}
+	for _, tool := range []string{"unshare", "nsenter", "ip", "tc", "nft", "mount"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return false, fmt.Errorf("%w: install util-linux, iproute2 and nftables", err)
+		}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return false, fmt.Errorf("find the own program: %w", err)
