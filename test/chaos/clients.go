@@ -65,6 +65,7 @@ type numbers struct {
 	attempted, acked map[int64]bool
 	lastAck          time.Time
 	gap              time.Duration // the longest without an acknowledgement
+	gapFrom          time.Time
 }
 
 func newNumbers() *numbers {
@@ -82,7 +83,10 @@ func (n *numbers) ack(v int64) {
 	defer n.mu.Unlock()
 	n.acked[v] = true
 	now := time.Now()
-	n.gap, n.lastAck = max(n.gap, now.Sub(n.lastAck)), now
+	if gap := now.Sub(n.lastAck); gap > n.gap {
+		n.gap, n.gapFrom = gap, n.lastAck
+	}
+	n.lastAck = now
 }
 
 // add writes numbers, each attempt a new one.

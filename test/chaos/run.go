@@ -42,8 +42,8 @@ func (v *verdict) summary(o options, faults int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: %s, %d faults, converged after %s", o.seed, o.total, faults, v.converged.Round(100*time.Millisecond))
 	for _, l := range v.loads {
-		fmt.Fprintf(&b, "; group %d: %d numbers acknowledged of %d, longest gap %s, %d operations on registers, %d of %d samples acknowledged",
-			l.group, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
+		fmt.Fprintf(&b, "; group %d: %d numbers acknowledged of %d, longest gap %s from %s, %d operations on registers, %d of %d samples acknowledged",
+			l.group, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), l.numbers.gapFrom.UTC().Format("15:04:05"), len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
 	}
 	fmt.Fprintf(&b, "; %d violations", len(v.violations))
 	return b.String()
