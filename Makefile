@@ -20,8 +20,11 @@ SCENARIOS   ?=
 PEER        ?=
 COORDINATOR ?=
 OUT         ?= bench-out
+# How long `make chaos` makes faults, and the seed that draws them.
+MINUTES     ?= 2
+SEED        ?= 1
 
-.PHONY: help deps build fmt lint vet test race sim check demo bench gobench clean generate
+.PHONY: help deps build fmt lint vet test race sim check demo bench chaos gobench clean generate
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +64,10 @@ bench: deps build ## measure what clients notice: make bench RUNS=n SCENARIOS=a,
 	@[ -z "$(PEER)" ] || test/bench/peer.sh
 	@go build -buildvcs=false -tags $(TAGS) -o bin/bench ./test/bench
 	@bin/bench -runs $(RUNS) -scenarios '$(SCENARIOS)' -peer '$(PEER)' -coordinator '$(COORDINATOR)' -out $(OUT)
+
+chaos: deps build ## break five nodes at random, in network namespaces, as root: make chaos MINUTES=n SEED=s
+	@go build -buildvcs=false -tags $(TAGS) -o bin/chaos ./test/chaos
+	@bin/chaos -minutes $(MINUTES) -seed $(SEED) -out chaos-out
 
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSeedFixesThePlan(t *testing.T) {
+	opt := cmp.AllowUnexported(fault{})
+	if diff := cmp.Diff(plan(7, 10*time.Minute, nil), plan(7, 10*time.Minute, nil), opt); diff != "" {
+		t.Error(diff)
+	}
+	if cmp.Equal(plan(7, 10*time.Minute, nil), plan(8, 10*time.Minute, nil), opt) {
+		t.Error("two seeds, one plan")
+	}
+	seen := map[string]bool{}
+	for _, f := range plan(1, 2*time.Hour, frozen) {
+		seen[f.kind] = true
+		if frozen[f.kind] {
+			t.Errorf("%s was left out", f)
+		}
+	}
+	for _, k := range kinds {
+		if !seen[k.name] && !frozen[k.name] {
+			t.Errorf("%s never comes", k.name)
+		}
+	}
+}
+
+func TestLostNumbers(t *testing.T) {
+	set := func(ns ...int64) map[int64]bool {
+		out := map[int64]bool{}
+		for _, n := range ns {
+			out[n] = true
+		}
+		return out
+	}
+	lost, strange := lostNumbers(set(1, 2, 3, 4), set(1, 3), set(1, 2, 9))
+	if diff := cmp.Diff([][]int64{{3}, {9}}, [][]int64{lost, strange}); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTwoPrimaries(t *testing.T) {
+	at := func(node int, timeline uint64, from, to int) ack {
+		return ack{node, timeline, time.Duration(from), time.Duration(to)}
+	}
+	for name, tt := range map[string]struct {
+		acks []ack
+		want int
+	}{
+		"one after the other":          {[]ack{at(0, 1, 0, 5), at(1, 2, 6, 8), at(0, 3, 9, 12)}, 0},
+		"a late answer proves nothing": {[]ack{at(1, 2, 6, 8), at(0, 1, 0, 20)}, 0},
+		"the old one goes on":          {[]ack{at(0, 1, 0, 5), at(1, 2, 6, 8), at(0, 1, 9, 12)}, 1},
+		"two servers on one timeline":  {[]ack{at(0, 2, 0, 5), at(1, 2, 6, 8)}, 1},
+		"both at once, each several":   {[]ack{at(0, 1, 0, 2), at(1, 2, 1, 3), at(0, 1, 3, 4), at(0, 1, 4, 6), at(1, 2, 5, 7)}, 1},
+	} {
+		if got := twoPrimaries(tt.acks); len(got) != tt.want {
+			t.Errorf("%s: %v, want %d", name, got, tt.want)
+		}
+	}
+}
+
+func TestLinearizable(t *testing.T) {
+	op := func(kind string, old, v int64, a regAnswer, from, to int64) porcupine.Operation {
+		return porcupine.Operation{Input: regOp{1, kind, old, v}, Output: a, Call: from, Return: to}
+	}
+	done := regAnswer{known: true}
+	saw := func(v int64) regAnswer { return regAnswer{known: true, v: v} }
+	for name, tt := range map[string]struct {
+		ops  []porcupine.Operation
+		want porcupine.CheckResult
+	}{
+		"read what was written":         {[]porcupine.Operation{op("write", 0, 5, done, 0, 1), op("read", 0, 0, saw(5), 2, 3)}, porcupine.Ok},
+		"stale read":                    {[]porcupine.Operation{op("write", 0, 5, done, 0, 1), op("read", 0, 0, saw(0), 2, 3)}, porcupine.Illegal},
+		"open write shows late":         {[]porcupine.Operation{op("write", 0, 5, regAnswer{}, 0, 1), op("read", 0, 0, saw(0), 2, 3), op("read", 0, 0, saw(5), 4, 5)}, porcupine.Ok},
+		"open write shows and vanishes": {[]porcupine.Operation{op("write", 0, 5, regAnswer{}, 0, 1), op("read", 0, 0, saw(5), 2, 3), op("read", 0, 0, saw(0), 4, 5)}, porcupine.Illegal},
+		"swap from the beginning":       {[]porcupine.Operation{op("cas", 0, 5, regAnswer{known: true, set: true}, 0, 1), op("read", 0, 0, saw(5), 2, 3)}, porcupine.Ok},
+		"two swaps from one value":      {[]porcupine.Operation{op("cas", 0, 5, regAnswer{known: true, set: true}, 0, 1), op("cas", 0, 6, regAnswer{known: true, set: true}, 2, 3)}, porcupine.Illegal},
+	} {
+		if got, _ := linearizable(tt.ops, time.Second); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
+func TestPart(t *testing.T) {
+	all := []process{{1, 0, "matriarch", "/bin/matriarch run --config x "}, {2, 1, "matriarch", "/bin/matriarch sentinel --socket y "}, {3, 2, "postgres", "postgres -D z "}, {4, 3, "postgres", "walwriter"}, {5, 3, "postgres", "app"}}
+	for what, want := range map[string]int{"agent": 1, "sentinel": 2, "postmaster": 3, "backend": 5} {
+		if got := part(all, what, 3); len(got) != 1 || got[0].pid != want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	if got := part(all, "host", 0); len(got) != len(all) {
+		t.Errorf("a host is %v", got)
+	}
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	convergeLimit = 60 * time.Second
+	checkLimit    = 10 * time.Second // a register
+)
+
+// load is what clients do with one group, and what they saw.
+type load struct {
+	group     int
+	numbers   *numbers
+	registers registers
+	sampler   sampler
+}
+
+// verdict is what a run showed.
+type verdict struct {
+	loads      []*load
+	converged  time.Duration
+	violations []string
+}
+
+func (v *verdict) bad(format string, args ...any) {
+	v.violations = append(v.violations, fmt.Sprintf(format, args...))
+}
+
+func (v *verdict) summary(o options, faults int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d: %s, %d faults, converged after %s", o.seed, o.total, faults, v.converged.Round(100*time.Millisecond))
+	for _, l := range v.loads {
+		fmt.Fprintf(&b, "; group %d: %d numbers acknowledged of %d, longest gap %s from %s, %d operations on registers, %d of %d samples acknowledged",
+			l.group, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), l.numbers.gapFrom.UTC().Format("15:04:05"), len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
+	}
+	fmt.Fprintf(&b, "; %d violations", len(v.violations))
+	return b.String()
+}
+
+func (f *formation) run(ctx context.Context, o options, net *network, faults []fault) (*verdict, error) {
+	v := &verdict{}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := f.up(ctx); err != nil {
+		return v, err
+	}
+	for _, g := range groups() {
+		if err := f.prepare(ctx, g, o.early); err != nil {
+			return v, err
+		}
+		v.loads = append(v.loads, &load{group: g, numbers: newNumbers()})
+	}
+	lctx, stopLoad := context.WithCancel(ctx)
+	defer stopLoad()
+	var clients sync.WaitGroup
+	for _, l := range v.loads {
+		f.start(lctx, l, o, &clients)
+	}
+	f.trace.note("up, %d faults follow", len(faults))
+	n := &nemesis{f: f, net: net, trace: f.trace, primary: func(g int) int { return v.loads[g].sampler.last(members(g)[0]) }}
+	if err := n.run(ctx, faults); err != nil {
+		v.bad("nemesis: %v", err)
+	}
+	f.trace.note("everything is mended")
+	took, err := f.converge(ctx, convergeLimit)
+	if v.converged = took; err != nil {
+		v.bad("convergence: %v", err)
+	}
+	stopLoad()
+	clients.Wait()
+	for _, l := range v.loads {
+		f.check(ctx, l, v)
+	}
+	return v, nil
+}
+
+func (f *formation) prepare(ctx context.Context, group int, early bool) error {
+	if !early {
+		if _, err := f.ask(ctx, 10*time.Second, "config", "set", "--group", fmt.Sprint(group), "early_failover=false"); err != nil {
+			return err
+		}
+	}
+	conn, err := pgx.Connect(ctx, f.dsn("read-write", members(group)...))
+	if err != nil {
+		return fmt.Errorf("create the tables: %w", err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	for _, sql := range tables {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("create the tables: %w", err)
+		}
+	}
+	return nil
+}
+
+// start has two clients add numbers, three work on registers and a sampler look at each node.
+func (f *formation) start(ctx context.Context, l *load, o options, wg *sync.WaitGroup) {
+	began, dsn, next := f.trace.began, f.dsn("read-write", members(l.group)...), &atomic.Int64{}
+	for range 2 {
+		wg.Go(func() { l.numbers.add(ctx, dsn, next) })
+	}
+	for c := range 3 {
+		wg.Go(func() {
+			l.registers.work(ctx, dsn, c, began, rand.New(rand.NewPCG(o.seed, uint64(100+10*l.group+c)))) //nolint:gosec // replayable on purpose
+		})
+	}
+	for _, i := range members(l.group) {
+		wg.Go(func() { l.sampler.sample(ctx, f.dsn("any", i), i, began, !o.early) })
+	}
+}
+
+// check holds what is in the tables of every node against what clients were told.
+func (f *formation) check(ctx context.Context, l *load, v *verdict) {
+	for _, i := range members(l.group) {
+		err := until(ctx, 10*time.Second, func() error {
+			present, err := f.present(ctx, i)
+			if err != nil {
+				return err
+			}
+			lost, strange := lostNumbers(l.numbers.attempted, l.numbers.acked, present)
+			if len(lost)+len(strange) > 0 {
+				return fmt.Errorf("%d acknowledged numbers are missing (%v), %d were never added (%v)", len(lost), lost[:min(len(lost), 20)], len(strange), strange[:min(len(strange), 20)])
+			}
+			return nil
+		})
+		if err != nil {
+			v.bad("group %d, %s: %v", l.group, host(i), err)
+		}
+	}
+	for _, s := range twoPrimaries(l.sampler.acks) {
+		v.bad("group %d: %s", l.group, s)
+	}
+	switch result, worst := linearizable(l.registers.ops, checkLimit); result {
+	case porcupine.Illegal:
+		v.bad("group %d: a register is not linearizable:\n%s", l.group, history(worst))
+	case porcupine.Unknown:
+		f.trace.note("group %d: registers undecided after %s", l.group, checkLimit)
+	}
+	if len(l.numbers.acked) == 0 || len(l.sampler.acks) == 0 {
+		v.bad("group %d: nothing was ever acknowledged", l.group)
+	}
+}
+
+func (f *formation) present(ctx context.Context, i int) (map[int64]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, f.dsn("any", i))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	rows, err := conn.Query(ctx, "SELECT n FROM chaos_set")
+	if err != nil {
+		return nil, err
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, errors.New("the set is empty")
+	}
+	out := map[int64]bool{}
+	for _, n := range all {
+		out[n] = true
+	}
+	return out, nil
+}
