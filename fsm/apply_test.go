@@ -153,7 +153,7 @@ func TestApplyRefusals(t *testing.T) {
 		{"confirm under a revoked lease", append(slices.Clip(opened), Revoke{Group: 0, Epoch: ep(1)}), SyncConfirm{0, ep(1), Pair{}}, "is revoked"},
 		{"confirm by another epoch", opened, SyncConfirm{0, ep(2), Pair{}}, "does not hold the lease"},
 		{"policy of an unknown group", members, GroupSet{Group: 9, Mode: Off}, "not known"},
-		{"unknown mode", members, GroupSet{Group: 0, Mode: "some"}, "use quorum or off"},
+		{"unknown mode", members, GroupSet{Group: 0, Mode: "some"}, "use quorum, on or off"},
 		{"operation on an unknown group", members, OperationPut{Group: 9}, "not known"},
 		{"operation to a stranger", opened, opTo("x", false), "not a member"},
 		{"operation to another group's node", opened, opTo("w", false), "not a member"},
