@@ -227,7 +227,7 @@ func (e entry) syncPropose(c SyncPropose) Result {
 	switch {
 	case target.Equal(c.Pair):
 		return done
-	case distance(target, c.Pair) > 1:
+	case distance(target, c.Pair) > 1 && c.Pair.K > 0: // all may go at once
 		return refuse("group %d: the synchronous set changes by one member at a time", c.Group)
 	}
 	g.Sync.Pairs = addPair(g.Sync.Pairs, c.Pair)

@@ -47,13 +47,13 @@ func SyncOrder(s *fsm.State, g fsm.Group, ids []fsm.NodeID) []fsm.NodeID {
 // then who streams enters.
 func (f Facts) syncChange() (fsm.Pair, string, bool) {
 	target := f.Group.Sync.Target()
+	if f.Group.Mode == fsm.Off {
+		return fsm.Pair{}, fmt.Sprintf("commits wait for nobody any more, not for %d of %s: mode off", target.K, f.names(target.S)), target.K > 0
+	}
 	for _, id := range target.S {
 		if why := f.leaves(id); why != "" && f.maySpare(target, id) {
 			return f.pairOf(without(target.S, id)), fmt.Sprintf("%s leaves the synchronous set%s", f.State.Name(id), why), true
 		}
-	}
-	if f.Group.Mode == fsm.Off {
-		return fsm.Pair{}, "", false
 	}
 	if p := f.pairOf(target.S); p.K != target.K {
 		return p, fmt.Sprintf("commits wait for %d of %s, not %d: %s", p.K, f.names(p.S), target.K, f.Group.Replication()), true
@@ -77,9 +77,6 @@ func (f Facts) pairOf(s []fsm.NodeID) fsm.Pair {
 	if !f.Group.Holds() {
 		k = min(k, len(s))
 	}
-	if f.Group.Mode == fsm.Off {
-		k = min(f.Group.Sync.Target().K, len(s))
-	}
 	return fsm.NewPair(k, s...)
 }
 
@@ -92,8 +89,6 @@ func (f Facts) leaves(id fsm.NodeID) string {
 	n, member := f.State.Nodes[id]
 	i := slices.IndexFunc(f.PG.Senders, func(s Sender) bool { return s.Node == id })
 	switch {
-	case f.Group.Mode == fsm.Off:
-		return ": commits wait for nobody any more"
 	case !member:
 		return ": it is no member"
 	case n.Tags.NoSync:
