@@ -402,7 +402,7 @@ func TestSyncChangeFor(t *testing.T) {
 			p, _, ok := facts(primary(tc.edit)).syncChange()
 			got := ""
 			if ok {
-				got = fmt.Sprintf("%d %v", p.K, p.S)
+				got = pairString(p)
 			}
 			if got != tc.want {
 				t.Errorf("got %q, want %q", got, tc.want)
@@ -428,3 +428,5 @@ func lags(id fsm.NodeID, n int64) func(*View) {
 		}
 	}
 }
+
+func pairString(p fsm.Pair) string { return fmt.Sprintf("%d %v", p.K, p.S) }

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 )
 
 // Setting is one key of the cluster's settings, as people write it.
@@ -39,13 +41,24 @@ func ClusterSettings() []Setting {
 			func(s *fsm.Settings, v string) (err error) { s.Databases, err = parseDatabases(v); return err },
 		},
 		{
-			"default_mode", "replication mode of new groups: quorum or off",
+			"default_mode", "replication mode of new groups: quorum, on or off",
 			func(s fsm.Settings) string { return string(s.DefaultMode) },
 			func(s *fsm.Settings, v string) error {
-				if m := fsm.Mode(v); m != fsm.Quorum && m != fsm.Off {
-					return fmt.Errorf("%q must be quorum or off", v)
+				if !fsm.Mode(v).Known() {
+					return fmt.Errorf("%q must be quorum, on or off", v)
 				}
 				s.DefaultMode = fsm.Mode(v)
+				return nil
+			},
+		},
+		{
+			"failover_zone_preference", "among equal candidates, prefer the old primary's zone: same, other or none",
+			func(s fsm.Settings) string { return cmp.Or(s.FailoverZone, "none") },
+			func(s *fsm.Settings, v string) error {
+				if v != decide.ZoneSame && v != decide.ZoneOther && v != "none" {
+					return fmt.Errorf("%q must be same, other or none", v)
+				}
+				s.FailoverZone = strings.TrimSuffix(v, "none")
 				return nil
 			},
 		},
