@@ -61,6 +61,8 @@ type OperationView struct {
 	At    time.Time `json:"at"`
 	Due   time.Time `json:"due,omitzero"` // not before
 	Trust bool      `json:"trust,omitempty"`
+
+	AcceptLoss bool `json:"accept_loss,omitempty"`
 }
 
 func operationView(s *fsm.State, op *fsm.Operation) *OperationView {
@@ -68,7 +70,7 @@ func operationView(s *fsm.State, op *fsm.Operation) *OperationView {
 		return nil
 	}
 	return &OperationView{
-		ID: op.ID, Kind: op.Kind, From: nameOf(s, op.From), To: nameOf(s, op.To), Phase: op.Phase, By: op.By, At: op.At, Due: op.Due, Trust: op.Trust,
+		ID: op.ID, Kind: op.Kind, From: nameOf(s, op.From), To: nameOf(s, op.To), Phase: op.Phase, By: op.By, At: op.At, Due: op.Due, Trust: op.Trust, AcceptLoss: op.AcceptLoss,
 	}
 }
 

@@ -51,17 +51,7 @@ func ClusterSettings() []Setting {
 				return nil
 			},
 		},
-		{
-			"failover_zone_preference", "among equal candidates, prefer the old primary's zone: same, other or none",
-			func(s fsm.Settings) string { return cmp.Or(s.FailoverZone, "none") },
-			func(s *fsm.Settings, v string) error {
-				if v != decide.ZoneSame && v != decide.ZoneOther && v != "none" {
-					return fmt.Errorf("%q must be same, other or none", v)
-				}
-				s.FailoverZone = strings.TrimSuffix(v, "none")
-				return nil
-			},
-		},
+		zonePreference(),
 		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
 		boolean("citus_secondaries", "register standbys in pg_dist_node as secondaries", func(s *fsm.Settings) *bool { return &s.CitusSecondaries }),
 		{
@@ -117,6 +107,20 @@ func SetSetting(s *fsm.Settings, assignment string) error {
 	}
 	*s = next
 	return nil
+}
+
+func zonePreference() Setting {
+	return Setting{
+		"failover_zone_preference", "among equal candidates, prefer the old primary's zone: same, other or none",
+		func(s fsm.Settings) string { return cmp.Or(s.FailoverZone, "none") },
+		func(s *fsm.Settings, v string) error {
+			if v != decide.ZoneSame && v != decide.ZoneOther && v != "none" {
+				return fmt.Errorf("%q must be same, other or none", v)
+			}
+			s.FailoverZone = strings.TrimSuffix(v, "none")
+			return nil
+		},
+	}
 }
 
 func duration(key, help string, least, most time.Duration, at func(*fsm.Settings) *time.Duration) Setting {
