@@ -40,17 +40,7 @@ func ClusterSettings() []Setting {
 			func(s fsm.Settings) string { return strings.Join(s.Databases, ",") },
 			func(s *fsm.Settings, v string) (err error) { s.Databases, err = parseDatabases(v); return err },
 		},
-		{
-			"default_mode", "replication mode of new groups: quorum, on or off",
-			func(s fsm.Settings) string { return string(s.DefaultMode) },
-			func(s *fsm.Settings, v string) error {
-				if !fsm.Mode(v).Known() {
-					return fmt.Errorf("%q must be quorum, on or off", v)
-				}
-				s.DefaultMode = fsm.Mode(v)
-				return nil
-			},
-		},
+		defaultMode(),
 		zonePreference(),
 		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
 		boolean("citus_secondaries", "register standbys in pg_dist_node as secondaries", func(s *fsm.Settings) *bool { return &s.CitusSecondaries }),
@@ -107,6 +97,20 @@ func SetSetting(s *fsm.Settings, assignment string) error {
 	}
 	*s = next
 	return nil
+}
+
+func defaultMode() Setting {
+	return Setting{
+		"default_mode", "replication mode of new groups: quorum, on or off",
+		func(s fsm.Settings) string { return string(s.DefaultMode) },
+		func(s *fsm.Settings, v string) error {
+			if !fsm.Mode(v).Known() {
+				return fmt.Errorf("%q must be quorum, on or off", v)
+			}
+			s.DefaultMode = fsm.Mode(v)
+			return nil
+		},
+	}
 }
 
 func zonePreference() Setting {
