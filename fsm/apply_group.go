@@ -95,11 +95,15 @@ func (e entry) nextEpoch(g Group) Epoch {
 
 // checkPair judges a normalised pair: a node counted twice would be two votes.
 func (e entry) checkPair(g Group, p Pair, holder NodeID) Result {
-	if p.K < 0 || p.K > len(p.S) || (p.K == 0 && len(p.S) > 0) {
+	waits := g.Holds() && p.K == g.Confirmers()
+	if p.K < 0 || (p.K > len(p.S) && !waits) || (p.K == 0 && len(p.S) > 0) {
 		return refuse("group %d: %d of %d synchronous standbys is not a set that can confirm", g.ID, p.K, len(p.S))
 	}
-	if g.Mode == Off && p.K > 0 {
+	switch {
+	case g.Mode == Off && p.K > 0:
 		return refuse("group %d replicates asynchronously: it has no synchronous set", g.ID)
+	case g.Holds() && p.K < g.Confirmers():
+		return refuse("group %d is strict: %d standbys confirm every commit, not %d", g.ID, g.Confirmers(), p.K)
 	}
 	for _, id := range p.S {
 		n, ok := e.Nodes[id]
@@ -158,7 +162,7 @@ func (e entry) revoke(c Revoke) Result {
 		return refuse("group %d: epoch %s does not hold the lease", c.Group, c.Epoch)
 	}
 	switch {
-	case c.Early && (g.Mode != Quorum || g.NoEarly):
+	case c.Early && (g.Mode == Off || g.NoEarly):
 		return refuse("group %d fails over at the end of a lease only", c.Group)
 	case c.Early && g.Lease.Revoked && !g.Lease.Early:
 		g.Lease.Early = true
@@ -223,7 +227,7 @@ func (e entry) syncPropose(c SyncPropose) Result {
 	switch {
 	case target.Equal(c.Pair):
 		return done
-	case distance(target, c.Pair) > 1:
+	case distance(target, c.Pair) > 1 && c.Pair.K > 0: // all may go at once
 		return refuse("group %d: the synchronous set changes by one member at a time", c.Group)
 	}
 	g.Sync.Pairs = addPair(g.Sync.Pairs, c.Pair)
@@ -255,6 +259,8 @@ func (e entry) syncConfirm(c SyncConfirm) Result {
 	switch {
 	case !g.Sync.Target().Equal(NewPair(c.Pair.K, c.Pair.S...)):
 		return refuse("group %d: the synchronous set to confirm is another one", c.Group)
+	case c.Pair.K > len(c.Pair.S):
+		return refuse("group %d: nothing can be confirmed by %d of %d standbys", c.Group, c.Pair.K, len(c.Pair.S))
 	case last.Epoch != c.Epoch || last.Timeline == 0:
 		return refuse("group %d: epoch %s has not recorded its promotion", c.Group, c.Epoch)
 	}
@@ -269,37 +275,5 @@ func (e entry) syncConfirm(c SyncConfirm) Result {
 	if first {
 		e.note(c.Group, History{Kind: "opened", Node: g.Lease.Holder, Epoch: c.Epoch, Timeline: last.Timeline, Text: fmt.Sprintf("%s is primary: first synchronous commit done, clients may enter", e.Name(g.Lease.Holder))})
 	}
-	return done
-}
-
-func (e entry) groupSet(c GroupSet) Result {
-	g, ok := e.Groups[c.Group]
-	if !ok {
-		return refuse("group %d is not known", c.Group)
-	}
-	if c.Mode != "" && c.Mode != Quorum && c.Mode != Off {
-		return refuse("mode %q: use quorum or off", c.Mode)
-	}
-	if c.Retired != nil && *c.Retired && c.Group == 0 {
-		return refuse("group 0 is the coordinator: it cannot be retired")
-	}
-	if c.Mode != "" {
-		g.Mode = c.Mode
-	}
-	if c.Paused != nil {
-		g.Paused = *c.Paused
-	}
-	if c.Early != nil {
-		g.NoEarly = !*c.Early
-	}
-	if c.Retired != nil && g.Retired != *c.Retired {
-		g.Retired = *c.Retired
-		text := "group taken back into the Citus metadata"
-		if g.Retired {
-			text = "group retired: it leaves the Citus metadata"
-		}
-		e.note(c.Group, History{Kind: "retired", Epoch: g.Epoch, Text: text})
-	}
-	e.Groups[c.Group] = g
 	return done
 }

@@ -146,11 +146,14 @@ type SyncConfirm struct {
 
 // GroupSet changes a group's policy.
 type GroupSet struct {
-	Group   GroupID `json:"group"`
-	Mode    Mode    `json:"mode,omitempty"`
-	Paused  *bool   `json:"paused,omitempty"`
-	Early   *bool   `json:"early_failover,omitempty"`
-	Retired *bool   `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
+	Group     GroupID `json:"group"`
+	Mode      Mode    `json:"mode,omitempty"`
+	Paused    *bool   `json:"paused,omitempty"`
+	Early     *bool   `json:"early_failover,omitempty"`
+	Strict    *bool   `json:"strict,omitempty"`
+	SyncCount *int    `json:"synchronous_node_count,omitempty"`
+	SyncLag   *int64  `json:"maximum_lag_on_syncnode,omitempty"`
+	Retired   *bool   `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
 }
 
 // OperationPut asks for planned work on a group, OperationDrop gives it up.

@@ -8,17 +8,18 @@ import (
 
 // Operation is work on a group that somebody asked for.
 type Operation struct {
-	ID    string    `json:"id"`
-	Kind  string    `json:"kind"`           // failover, switchover or restart
-	From  NodeID    `json:"from,omitempty"` // the holder when it began
-	To    NodeID    `json:"to"`             // empty: the best standby
-	Trust bool      `json:"trust,omitempty"`
-	Force bool      `json:"force,omitempty"` // transactions in the way of the pause are ended
-	Phase string    `json:"phase"`
-	Epoch Epoch     `json:"epoch,omitzero"` // under which it works; it ends with it
-	By    string    `json:"by"`
-	At    time.Time `json:"at"`
-	Due   time.Time `json:"due,omitzero"` // not before
+	ID         string    `json:"id"`
+	Kind       string    `json:"kind"`           // failover, switchover or restart
+	From       NodeID    `json:"from,omitempty"` // the holder when it began
+	To         NodeID    `json:"to"`             // empty: the best standby
+	Trust      bool      `json:"trust,omitempty"`
+	AcceptLoss bool      `json:"accept_loss,omitempty"` // To wins whatever others may have
+	Force      bool      `json:"force,omitempty"`       // transactions in the way of the pause are ended
+	Phase      string    `json:"phase"`
+	Epoch      Epoch     `json:"epoch,omitzero"` // under which it works; it ends with it
+	By         string    `json:"by"`
+	At         time.Time `json:"at"`
+	Due        time.Time `json:"due,omitzero"` // not before
 
 	Steps    []Step `json:"steps,omitempty"`     // phases that are over
 	PausedMS int64  `json:"paused_ms,omitempty"` // how long writes waited
@@ -149,6 +150,8 @@ func (e entry) begin(g Group, op Operation) Result {
 	switch {
 	case op.Trust && (!g.Sync.Unknown || op.To == ""):
 		return refuse("group %d: a data directory to trust is named only after the control plane was rebuilt, together with the node", g.ID)
+	case op.AcceptLoss && (op.Kind != Failover || op.To == ""):
+		return refuse("group %d: the loss of data is accepted only for a failover to a node that is named", g.ID)
 	case g.Op != nil:
 		return refuse("group %d: a %s asked for by %s is under way", g.ID, g.Op.Kind, g.Op.By)
 	case g.Held() && g.Lease.Holder == op.To && op.Kind != Restart:
@@ -170,7 +173,11 @@ func (e entry) begin(g Group, op Operation) Result {
 	if op.To != "" && op.Kind != Restart {
 		to = " to " + e.Name(op.To)
 	}
-	e.note(g.ID, History{Kind: "operation", Node: op.To, Epoch: g.Epoch, Text: fmt.Sprintf("%s%s asked for by %s", op.Kind, to, op.By)})
+	text := fmt.Sprintf("%s%s asked for by %s", op.Kind, to, op.By)
+	if op.AcceptLoss {
+		text += ", who accepts the loss of data"
+	}
+	e.note(g.ID, History{Kind: "operation", Node: op.To, Epoch: g.Epoch, Text: text})
 	return done
 }
 

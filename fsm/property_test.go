@@ -68,7 +68,7 @@ func drawCommand(t *rapid.T, s *State) Command {
 	case 15, 16:
 		return SyncConfirm{gid, e, p}
 	case 17:
-		return GroupSet{Group: gid, Mode: rapid.SampledFrom([]Mode{Quorum, Off, ""}).Draw(t, "mode")}
+		return GroupSet{Group: gid, Mode: rapid.SampledFrom([]Mode{Quorum, On, Off, ""}).Draw(t, "mode")}
 	case 18:
 		return OperationPut{Group: gid, Operation: Operation{ID: "o", Kind: "failover", To: n, Trust: p.K == 0}}
 	case 19, 20:

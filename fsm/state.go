@@ -40,6 +40,8 @@ type Settings struct {
 	DefaultMode      Mode          `json:"default_mode"`       // replication mode of new groups
 	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
 
+	FailoverZone string `json:"failover_zone_preference,omitempty"` // same or other: which zone a new primary comes from where all else is equal
+
 	CitusSecondaries  bool          `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
 	CitusSecondaryLag int64         `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
 	CitusPause        string        `json:"citus_pause,omitempty"`         // full, group or off: what waits during a switchover
@@ -81,6 +83,7 @@ type Tags struct {
 	CloneFrom        bool              `json:"clonefrom,omitempty"`
 	NeverVoter       bool              `json:"never_voter,omitempty"`
 	FailoverPriority int               `json:"failover_priority,omitempty"`
+	SyncPriority     int               `json:"sync_priority,omitempty"` // in mode on: the greatest confirm commits
 	User             map[string]string `json:"user,omitempty"`
 }
 
@@ -117,18 +120,25 @@ type Mode string
 // The modes of this version.
 const (
 	Quorum Mode = "quorum" // synchronous_standby_names = 'ANY k (S)'
+	On     Mode = "on"     // 'FIRST k (S)': the connected ones that stand first by priority
 	Off    Mode = "off"    // asynchronous
 )
+
+// Known reports whether m is one of the modes.
+func (m Mode) Known() bool { return m == Quorum || m == On || m == Off }
 
 // Group is one replication set.
 type Group struct {
 	ID         GroupID    `json:"id"`
 	Mode       Mode       `json:"mode"`
-	Paused     bool       `json:"paused,omitempty"`   // no automatic change of primary
-	NoEarly    bool       `json:"no_early,omitempty"` // a failover always waits for the end of the lease
-	Retired    bool       `json:"retired,omitempty"`  // not wanted in the Citus metadata any more: its nodes may go, down to the last
-	ClaimedBy  NodeID     `json:"claimed_by"`         // the node that may create the group's first data directory
-	SystemID   string     `json:"system_id"`          // PostgreSQL's system identifier; empty until initialised
+	Paused     bool       `json:"paused,omitempty"`                  // no automatic change of primary
+	NoEarly    bool       `json:"no_early,omitempty"`                // a failover always waits for the end of the lease
+	Strict     bool       `json:"strict,omitempty"`                  // commits wait rather than being confirmed by fewer than Confirmers
+	SyncCount  int        `json:"synchronous_node_count,omitempty"`  // 0: 1
+	SyncLag    int64      `json:"maximum_lag_on_syncnode,omitempty"` // a synchronous standby that lacks more bytes leaves the set; 0: any may
+	Retired    bool       `json:"retired,omitempty"`                 // not wanted in the Citus metadata any more: its nodes may go, down to the last
+	ClaimedBy  NodeID     `json:"claimed_by"`                        // the node that may create the group's first data directory
+	SystemID   string     `json:"system_id"`                         // PostgreSQL's system identifier; empty until initialised
 	Lease      Lease      `json:"lease"`
 	Epoch      Epoch      `json:"epoch"`       // of the last Grant
 	LastHolder NodeID     `json:"last_holder"` // of the last Grant, or the initialiser
@@ -139,6 +149,12 @@ type Group struct {
 	Planned    *Operation `json:"planned,omitempty"` // waits for its time
 	LastOp     *Operation `json:"last_op,omitempty"` // how the one before ended
 }
+
+// Confirmers is how many standbys shall confirm a commit, where that many are there.
+func (g Group) Confirmers() int { return max(g.SyncCount, 1) }
+
+// Holds reports whether commits wait for standbys that are not there, instead of going on without them.
+func (g Group) Holds() bool { return g.Strict && g.Mode != Off }
 
 // Held reports whether somebody has the lease.
 func (g Group) Held() bool { return g.Lease.Holder != "" }
@@ -174,7 +190,7 @@ type Lease struct {
 	Early    bool          `json:"early,omitempty"` // revoked, and the next Grant need not wait for its end: the standbys recruited confirm nothing for it any more
 }
 
-// Pair is a synchronous set: a commit is acknowledged when K of S have flushed it.
+// Pair is a synchronous set: a commit is acknowledged when K of S have flushed it. With K greater than S none is.
 type Pair struct {
 	K int      `json:"k"`
 	S []NodeID `json:"s"`

@@ -76,7 +76,7 @@ func nodeOf(cfg config.Config, id fsm.NodeID) fsm.Node {
 		API: cfg.API.Advertise, Zone: cfg.Node.Zone, Version: version, Protocol: fsm.Protocol,
 		Tags: fsm.Tags{
 			NoFailover: t.NoFailover || t.FailoverPriority == 0, NoSync: t.NoSync, NoLoadBalance: t.NoLoadBalance,
-			CloneFrom: t.CloneFrom, FailoverPriority: t.FailoverPriority, User: t.User,
+			CloneFrom: t.CloneFrom, FailoverPriority: t.FailoverPriority, SyncPriority: t.SyncPriority, User: t.User,
 		},
 	}
 }
@@ -90,7 +90,7 @@ func sameNode(a, b fsm.Node) bool {
 
 // tagsToWire and tagsFromWire carry tags through a join, whose protocol knows texts only.
 func tagsToWire(t fsm.Tags) map[string]string {
-	out := map[string]string{"failover_priority": strconv.Itoa(t.FailoverPriority)}
+	out := map[string]string{"failover_priority": strconv.Itoa(t.FailoverPriority), "sync_priority": strconv.Itoa(t.SyncPriority)}
 	for name, set := range map[string]bool{"nofailover": t.NoFailover, "nosync": t.NoSync, "noloadbalance": t.NoLoadBalance, "clonefrom": t.CloneFrom} {
 		if set {
 			out[name] = "true"
@@ -105,6 +105,7 @@ func tagsToWire(t fsm.Tags) map[string]string {
 func tagsFromWire(m map[string]string) fsm.Tags {
 	t := fsm.Tags{NoFailover: m["nofailover"] == "true", NoSync: m["nosync"] == "true", NoLoadBalance: m["noloadbalance"] == "true", CloneFrom: m["clonefrom"] == "true"}
 	t.FailoverPriority, _ = strconv.Atoi(m["failover_priority"])
+	t.SyncPriority, _ = strconv.Atoi(m["sync_priority"]) // older nodes do not send it
 	for k, v := range m {
 		if len(k) > 5 && k[:5] == "user." {
 			if t.User == nil {

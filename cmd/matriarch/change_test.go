@@ -214,3 +214,55 @@ func TestBestStandby(t *testing.T) {
 		}
 	}
 }
+
+func TestConfigSetGroup(t *testing.T) {
+	f := newFake()
+	if got := invoke(t, f, "", "config", "set", "--group", "1", "mode=on", "strict=true", "synchronous_node_count=2", "maximum_lag_on_syncnode=16MB", "early_failover=false"); got.code != 0 {
+		t.Fatal(got)
+	}
+	want := &fsm.GroupSet{Group: 1, Mode: fsm.On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(16 << 20)), Early: new(false)}
+	if diff := cmp.Diff(want, f.got[0].GroupSet); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{"mode=sync", "strict=yes", "synchronous_node_count=0", "synchronous_node_count=x", "maximum_lag_on_syncnode=1XB", "ttl=5s", "mode"} {
+		f := newFake()
+		if got := invoke(t, f, "", "config", "set", "--group", "1", bad); got.code == 0 || len(f.got) != 0 {
+			t.Errorf("%s: %+v", bad, got)
+		}
+	}
+}
+
+// TestFailoverSaysWhatIsLost: how many bytes by the last reports, and nothing without a yes.
+func TestFailoverSaysWhatIsLost(t *testing.T) {
+	f := newFake()
+	f.node(admintest.Work1, func(n *fsm.Node) { n.Report.Receive, n.Report.Replay = 1000, 900 })
+	f.node(admintest.Work2, func(n *fsm.Node) { n.Report.Receive, n.Report.Replay = 1500, 1500 })
+	got := invoke(t, f, "no\n", "failover", "--group", "1", "--candidate", "work1-1", "--accept-data-loss")
+	if got.code == 0 || len(f.got) != 0 || !strings.Contains(got.out+got.err, "work1-1 lacks 500 bytes that work1-2 has") {
+		t.Errorf("%+v, %d requests", got, len(f.got))
+	}
+	for _, args := range [][]string{{"--accept-data-loss"}, {"--accept-data-loss", "--trust", "--candidate", "work1-1"}} {
+		if got := invoke(t, f, "", append([]string{"failover", "--group", "1", "--yes"}, args...)...); got.code == 0 || len(f.got) != 0 {
+			t.Errorf("%v: %+v", args, got)
+		}
+	}
+}
+
+func TestLossText(t *testing.T) {
+	at := func(tl fsm.Timeline, lsn fsm.LSN) fsm.Report { return fsm.Report{Timeline: tl, Receive: lsn} }
+	for name, tc := range map[string]struct {
+		candidate, other fsm.Report
+		want             string
+	}{
+		"behind":           {at(2, 100), at(2, 160), "lacks 60 bytes"},
+		"level":            {at(2, 100), at(2, 100), "lacks 0 bytes"},
+		"another timeline": {at(2, 100), at(3, 160), "60 bytes or more"},
+		"nothing reported": {at(0, 0), at(2, 160), "is not known"},
+	} {
+		s := fsm.NewState()
+		s.Nodes["b"], s.Nodes["c"] = fsm.Node{ID: "b", Name: "b", Report: tc.other}, fsm.Node{ID: "c", Name: "c", Report: tc.candidate}
+		if got := lossText(s, fsm.Group{}, "c"); !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}

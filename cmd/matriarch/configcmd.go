@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -31,10 +32,13 @@ func (p *program) configVerb() *cli.Command {
 			{
 				Name: "set", Usage: "change settings of the cluster", ArgsUsage: "KEY=VALUE ...",
 				Description: settingsHelp() + "With --group, the policy of one group:\n" +
-					"   mode                 quorum: a commit waits for a standby; off: it does not, and a failover may lose it\n" +
+					"   mode                 quorum: a commit waits for any of the standbys; on: for the first by tag sync_priority; off: for none, and a failover may lose it\n" +
+					"   strict               true: commits wait while too few standbys are there, instead of going on\n" +
+					"   synchronous_node_count  how many standbys confirm a commit\n" +
+					"   maximum_lag_on_syncnode bytes that a synchronous standby may lack before it leaves the set; 0: any\n" +
 					"   paused               true: no automatic change of primary\n" +
 					"   early_failover       false: a failover always waits for the end of the lease\n" +
-					"Example:\n   matriarch config set ttl=6s degrade_after=3s\n   matriarch config set --group 2 mode=off",
+					"Example:\n   matriarch config set ttl=6s degrade_after=3s\n   matriarch config set --group 2 mode=off\n   matriarch config set --group 1 mode=on strict=true synchronous_node_count=2",
 				Flags:  []cli.Flag{&cli.IntFlag{Name: "group", Usage: "the `GROUP` whose policy to change"}},
 				Action: p.configSet,
 			},
@@ -152,18 +156,8 @@ func (p *program) configSet(c *cli.Context) error {
 func (p *program) groupSet(c *cli.Context) error {
 	set := fsm.GroupSet{Group: fsm.GroupID(c.Int("group"))}
 	for _, a := range c.Args().Slice() {
-		key, value, _ := strings.Cut(a, "=")
-		switch {
-		case key == "mode" && (value == string(fsm.Quorum) || value == string(fsm.Off)):
-			set.Mode = fsm.Mode(value)
-		case key == "paused" && (value == "true" || value == "false"):
-			paused := value == "true"
-			set.Paused = &paused
-		case key == "early_failover" && (value == "true" || value == "false"):
-			early := value == "true"
-			set.Early = &early
-		default:
-			return usagef(c, "%s: a group has mode=quorum|off, paused=true|false and early_failover=true|false", a)
+		if err := policy(&set, a); err != nil {
+			return usagef(c, "%v", err)
 		}
 	}
 	cl, err := p.connect(c)
@@ -175,4 +169,35 @@ func (p *program) groupSet(c *cli.Context) error {
 		return err
 	}
 	return done(c, "set %s for group %d", strings.Join(c.Args().Slice(), " "), set.Group)
+}
+
+// policy reads one KEY=VALUE of a group.
+func policy(set *fsm.GroupSet, assignment string) error {
+	key, value, _ := strings.Cut(assignment, "=")
+	flags := map[string]**bool{"paused": &set.Paused, "early_failover": &set.Early, "strict": &set.Strict}
+	switch f, flag := flags[key]; {
+	case flag && (value == "true" || value == "false"):
+		*f = new(value == "true")
+	case flag:
+		return fmt.Errorf("%s must be true or false, not %q", key, value)
+	case key == "mode" && fsm.Mode(value).Known():
+		set.Mode = fsm.Mode(value)
+	case key == "mode":
+		return fmt.Errorf("mode must be quorum, on or off, not %q", value)
+	case key == "synchronous_node_count":
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 || n > fsm.MaxSyncCount {
+			return fmt.Errorf("synchronous_node_count must be 1 to %d, not %q", fsm.MaxSyncCount, value)
+		}
+		set.SyncCount = &n
+	case key == "maximum_lag_on_syncnode":
+		n, err := admin.ParseBytes(value)
+		if err != nil {
+			return fmt.Errorf("maximum_lag_on_syncnode: %w", err)
+		}
+		set.SyncLag = &n
+	default:
+		return fmt.Errorf("%s: a group has mode=quorum|on|off, paused=true|false, early_failover=true|false, strict=true|false, synchronous_node_count=N and maximum_lag_on_syncnode=SIZE", assignment)
+	}
+	return nil
 }

@@ -24,11 +24,13 @@ func (p *program) failoverVerb() *cli.Command {
 		Name: "failover", Usage: "give a group another primary", Category: "Change",
 		Description: "Takes the lease from the present primary, if there is one, and elects another that has every acknowledged commit. Clients see a short break.\n" +
 			"--trust is for a group whose synchronous set is unknown after 'matriarch recover': the candidate's data counts, whatever others have.\n" +
+			"--accept-data-loss is for a candidate that lacks acknowledged commits, when those who have them are gone: it says how many bytes are given up.\n" +
 			"Example:\n   matriarch failover --group 1 --candidate work1-2",
 		Flags: []cli.Flag{
 			groupFlag("the group"),
 			&cli.StringFlag{Name: "candidate", Usage: "the `NODE` that becomes primary; without: the best standby"},
 			&cli.BoolFlag{Name: "trust", Usage: "declare the candidate's data to be the truth"},
+			&cli.BoolFlag{Name: "accept-data-loss", Usage: "the candidate wins even if it lacks acknowledged commits"},
 			&cli.DurationFlag{Name: "wait", Usage: "how long to follow what happens", Value: time.Minute},
 			yesFlag(),
 		},
@@ -41,6 +43,9 @@ func (p *program) failoverVerb() *cli.Command {
 			}
 			if c.Bool("trust") && c.String("candidate") == "" {
 				return usagef(c, "--trust needs --candidate: whose data is to be trusted")
+			}
+			if c.Bool("accept-data-loss") && (c.String("candidate") == "" || c.Bool("trust")) {
+				return usagef(c, "--accept-data-loss needs --candidate, and goes without --trust")
 			}
 			cl, err := p.connect(c)
 			if err != nil {
@@ -69,7 +74,7 @@ func (p *program) failover(c *cli.Context, cl cluster) error {
 	if err := p.confirm(c, "yes", failoverQuestion(c, st, g, to)); err != nil {
 		return err
 	}
-	op := fsm.Operation{ID: uuid.NewString(), Kind: "failover", To: to, Trust: c.Bool("trust"), By: operator(), At: p.now().UTC().Truncate(time.Millisecond)}
+	op := fsm.Operation{ID: uuid.NewString(), Kind: "failover", To: to, Trust: c.Bool("trust"), AcceptLoss: c.Bool("accept-data-loss"), By: operator(), At: p.now().UTC().Truncate(time.Millisecond)}
 	began := time.Now()
 	if err := submit(c, cl, admin.Request{OperationPut: &fsm.OperationPut{Group: id, Operation: op}}); err != nil {
 		return err
@@ -129,8 +134,33 @@ func failoverQuestion(c *cli.Context, st admin.Status, g fsm.Group, to fsm.NodeI
 	if c.Bool("trust") {
 		fmt.Fprintf(&b, " Commits that %s does not have are given up.", st.State.Name(to))
 	}
+	if c.Bool("accept-data-loss") {
+		b.WriteString(" " + lossText(st.State, g, to))
+	}
 	return b.String()
 }
+
+// lossText says what a candidate lacks by the last reports. They are up to some seconds old: it may be less, and it may be more.
+func lossText(s *fsm.State, g fsm.Group, to fsm.NodeID) string {
+	var most fsm.Node
+	c := s.Nodes[to]
+	for _, n := range s.Members(g.ID) {
+		if a, b := n.Report, most.Report; a.Timeline > b.Timeline || a.Timeline == b.Timeline && reported(a) > reported(b) {
+			most = n
+		}
+	}
+	switch ahead, have := reported(most.Report), reported(c.Report); {
+	case have == 0 || ahead == 0:
+		return fmt.Sprintf("How much %s lacks is not known: every commit that it does not have is lost.", c.Name)
+	case most.Report.Timeline != c.Report.Timeline:
+		return fmt.Sprintf("%s stands on timeline %d at %s and %s on timeline %d at %s: everything since they parted is lost, %d bytes or more.", c.Name, c.Report.Timeline, have, most.Name, most.Report.Timeline, ahead, max(int64(ahead)-int64(have), 0))
+	case ahead > have:
+		return fmt.Sprintf("By the last reports %s lacks %d bytes that %s has: commits in them are LOST, though acknowledged, as are later ones that nobody reported.", c.Name, ahead-have, most.Name)
+	}
+	return fmt.Sprintf("By the last reports %s lacks 0 bytes; commits after them that it does not have are LOST, though acknowledged.", c.Name)
+}
+
+func reported(r fsm.Report) fsm.LSN { return max(r.Receive, r.Replay) }
 
 // follow waits until the group has an open primary in a later epoch, or the operation was given up.
 func follow(ctx context.Context, cl cluster, before fsm.Group, op string, wait time.Duration) (*fsm.State, error) {

@@ -35,7 +35,7 @@ func hostFlags() []cli.Flag {
 		&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for everything of Matriarch's on this host", Value: config.Default().StateDir},
 		&cli.StringFlag{Name: "data-dir", Usage: "PostgreSQL's data `DIR`", DefaultText: "pgdata in the state directory"},
 		&cli.StringFlag{Name: "pg-user", Usage: "operating system `USER` that PostgreSQL runs as", DefaultText: "postgres when run as root"},
-		&cli.StringSliceFlag{Name: "tag", Usage: "`KEY=VALUE`: nofailover, nosync, noloadbalance, clonefrom, failover_priority, or your own; repeatable"},
+		&cli.StringSliceFlag{Name: "tag", Usage: "`KEY=VALUE`: nofailover, nosync, noloadbalance, clonefrom, failover_priority, sync_priority, or your own; repeatable"},
 		&cli.BoolFlag{Name: "no-citus", Usage: "plain PostgreSQL, without the Citus extension"},
 	}
 }
@@ -86,9 +86,10 @@ func applyTags(cfg *config.Config, tags []string) error {
 			*f = v == "true"
 			continue
 		}
-		if k == "failover_priority" {
-			if _, err := fmt.Sscanf(v, "%d", &t.FailoverPriority); err != nil {
-				return fmt.Errorf("tag failover_priority: %q is not a number", v)
+		numbers := map[string]*int{"failover_priority": &t.FailoverPriority, "sync_priority": &t.SyncPriority}
+		if n, ok := numbers[k]; ok {
+			if _, err := fmt.Sscanf(v, "%d", n); err != nil {
+				return fmt.Errorf("tag %s: %q is not a number", k, v)
 			}
 			continue
 		}

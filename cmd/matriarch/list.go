@@ -182,6 +182,9 @@ func operationText(op admin.OperationView, now time.Time) string {
 	if op.Trust {
 		out += ", its data to be trusted"
 	}
+	if op.AcceptLoss {
+		out += ", whatever is lost"
+	}
 	return out
 }
 

@@ -78,6 +78,12 @@ func groupText(g admin.Group) string {
 	} else {
 		parts = append(parts, "commits wait for "+g.Sync)
 	}
+	if g.Strict {
+		parts = append(parts, "strict")
+	}
+	if g.Waiting {
+		parts = append(parts, "waiting for a standby")
+	}
 	if g.Paused {
 		parts = append(parts, "paused")
 	}

@@ -28,7 +28,8 @@ func lineageTrue(g fsm.Group, tl fsm.Timeline, lineage fsm.Epoch) bool {
 }
 
 // Candidates returns the recruits that may become primary, best first: the newest timeline by the epoch that made it (the
-// numbers of dead branches may be higher), greatest LSN, then priority, then membership in the synchronous set, then name.
+// numbers of dead branches may be higher), greatest LSN, then who has not just failed to promote, then priority, zone,
+// membership in the synchronous set, and name.
 func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
 	var out []Recruit
 	for _, r := range recruits {
@@ -47,13 +48,34 @@ func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
 		return cmp.Or(
 			compareEpoch(b.Lineage, a.Lineage),
 			cmp.Compare(b.LSN, a.LSN),
+			compareBool(a.Node != failed(g), b.Node != failed(g)),
 			cmp.Compare(nb.Tags.FailoverPriority, na.Tags.FailoverPriority),
+			compareZone(s, g, na, nb),
 			compareBool(target.Has(a.Node), target.Has(b.Node)),
 			cmp.Compare(na.Name, nb.Name),
 		)
 	})
 	return out
 }
+
+// compareZone prefers a node of the last holder's zone, or of another, as the settings say.
+func compareZone(s *fsm.State, g fsm.Group, a, b fsm.Node) int {
+	last, known := s.Nodes[g.LastHolder]
+	switch {
+	case !known:
+	case s.Cluster.Settings.FailoverZone == ZoneSame:
+		return compareBool(a.Zone == last.Zone, b.Zone == last.Zone)
+	case s.Cluster.Settings.FailoverZone == ZoneOther:
+		return compareBool(a.Zone != last.Zone, b.Zone != last.Zone)
+	}
+	return 0
+}
+
+// The values of failover_zone_preference; without one zones do not matter.
+const (
+	ZoneSame  = "same"
+	ZoneOther = "other"
+)
 
 func compareEpoch(a, b fsm.Epoch) int {
 	return cmp.Or(cmp.Compare(a.Inc, b.Inc), cmp.Compare(a.N, b.N))

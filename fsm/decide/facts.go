@@ -1,10 +1,8 @@
 package decide
 
 import (
-	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"matriarch/fsm"
 )
@@ -27,7 +25,7 @@ type Facts struct {
 	Last      fsm.Grant // the group's newest grant
 	HasLast   bool
 	Upstream  bool // there is a primary other than us that may be followed
-	Clonable  bool // and it is open, so that it may be cloned or rewound from
+	Clonable  bool // and it is open, or waits for us to open, so that it may be cloned or rewound from
 	Relation  Relation
 	Fork      fsm.LSN // where the primary's history left ours, when Relation is not Follows
 	WantSlots bool
@@ -50,7 +48,8 @@ func facts(v View) Facts {
 	f.Stale = f.Group.Epoch.Less(f.newestSeen())
 	f.Upstream = f.Member && !f.Stale && f.Group.Held() && !f.HoldsAny && f.HasLast && f.Last.Epoch == l.Epoch &&
 		f.Last.Timeline != 0 && !l.Epoch.Less(v.Local.Promise)
-	f.Clonable = f.Upstream && f.Group.Opened()
+	// A strict group may have nobody else to open it. Its holder has everything that was ever acknowledged, open or not.
+	f.Clonable = f.Upstream && (f.Group.Opened() || f.Group.Holds())
 	if f.Upstream {
 		f.Relation, f.Fork = Relate(f.Group, f.PG.Timeline, f.PG.LSN, v.Local.LineageOf(f.PG.Timeline))
 	}
@@ -122,7 +121,8 @@ func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bo
 
 // wantPrimaryConf is what a holder's PostgreSQL must be set to, at every stage from before its promotion on.
 func (f Facts) wantPrimaryConf() Conf {
-	c := f.shared(Conf{Phase: Closed, Sync: f.Group.Sync.Target(), Epoch: f.Epoch})
+	target := f.Group.Sync.Target()
+	c := f.shared(Conf{Phase: Closed, Sync: target, Order: SyncOrder(f.State, f.Group, target.S), Epoch: f.Epoch})
 	switch {
 	case f.Group.Opened():
 		c.Phase = Open
@@ -177,54 +177,4 @@ func Access(s *fsm.State) string {
 		b.WriteString(s.Nodes[id].Postgres + " ")
 	}
 	return b.String()
-}
-
-// syncChange says which pair the primary should ask for next, if any: first who is missing leaves, then who streams enters.
-func (f Facts) syncChange() (fsm.Pair, string, bool) {
-	target, patience := f.Group.Sync.Target(), f.Settings.DegradeAfter
-	if f.Group.Op.Pausing() {
-		patience = min(patience, AttachTimeout) // clients wait for it
-	}
-	streams := map[fsm.NodeID]Sender{}
-	for _, s := range f.PG.Senders {
-		streams[s.Node] = s
-	}
-	for _, id := range target.S {
-		s, seen := streams[id]
-		_, member := f.State.Nodes[id]
-		switch {
-		case f.Group.Mode == fsm.Off || !member:
-			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set", f.State.Name(id)), true
-		case f.State.Nodes[id].Tags.NoSync:
-			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set: tagged nosync", f.State.Name(id)), true
-		case seen && !s.Streaming && s.Missing >= patience:
-			return pairWithout(target, id), fmt.Sprintf("%s leaves the synchronous set: missing for %s", f.State.Name(id), s.Missing.Round(100*time.Millisecond)), true
-		}
-	}
-	if f.Group.Mode == fsm.Off || f.Group.Sync.Joint() || !f.Group.Opened() {
-		return fsm.Pair{}, "", false
-	}
-	for _, s := range f.PG.Senders {
-		n, member := f.State.Nodes[s.Node]
-		if member && s.Streaming && !target.Has(s.Node) && !n.Tags.NoSync && s.Lag <= maxSyncLag {
-			return fsm.NewPair(1, append([]fsm.NodeID{s.Node}, target.S...)...), fmt.Sprintf("%s joins the synchronous set: streams, %d bytes behind", n.Name, s.Lag), true
-		}
-	}
-	return fsm.Pair{}, "", false
-}
-
-// AttachTimeout is how long a planned holder waits for its first synchronous commit before the group degrades.
-const AttachTimeout = time.Second
-
-// maxSyncLag keeps a standby out of the synchronous set, where commits would wait for it, until it has nearly caught up.
-const maxSyncLag = 16 << 20
-
-func pairWithout(p fsm.Pair, id fsm.NodeID) fsm.Pair {
-	var rest []fsm.NodeID
-	for _, x := range p.S {
-		if x != id {
-			rest = append(rest, x)
-		}
-	}
-	return fsm.NewPair(min(p.K, len(rest)), rest...)
 }

@@ -32,14 +32,14 @@ func Unfit(s *fsm.State, g fsm.Group, n fsm.Node, heard map[fsm.NodeID]time.Dura
 		return fmt.Sprintf("its agent has been silent for %s", round(ago))
 	case n.Report.State != "streaming" || n.Report.Epoch != g.Epoch:
 		return fmt.Sprintf("it does not stream from %s: %s", s.Name(g.Lease.Holder), orElse(n.Report.State, "nothing known"))
-	case g.Mode == fsm.Quorum && !g.Sync.Target().Has(n.ID):
+	case g.Mode != fsm.Off && !g.Sync.Target().Has(n.ID):
 		return "it is not in the synchronous set, so it may lack commits"
 	}
 	return ""
 }
 
 // Fit chooses the candidate of a switchover: the one asked for, or the best of those fit, synchronous ones first, then by priority,
-// position and name. The error says what is against each.
+// zone, position and name. The error says what is against each.
 func Fit(s *fsm.State, g fsm.Group, to fsm.NodeID, heard map[fsm.NodeID]time.Duration) (fsm.NodeID, error) {
 	var fit []fsm.Node
 	var against []string
@@ -63,6 +63,7 @@ func Fit(s *fsm.State, g fsm.Group, to fsm.NodeID, heard map[fsm.NodeID]time.Dur
 	return slices.MinFunc(fit, func(a, b fsm.Node) int {
 		return cmp.Or(
 			compareBool(target.Has(a.ID), target.Has(b.ID)), cmp.Compare(b.Tags.FailoverPriority, a.Tags.FailoverPriority),
+			compareZone(s, g, a, b),
 			cmp.Compare(b.Report.Receive, a.Report.Receive), cmp.Compare(a.Name, b.Name),
 		)
 	}).ID, nil

@@ -9,7 +9,7 @@ import (
 )
 
 // meets reports whether every set that can acknowledge a commit under p has a member in r: |r n S| >= n - k + 1.
-// A pair that needs no standby is met by nobody but the holder.
+// A pair that needs no standby is met by nobody but the holder; one that needs more than there are acknowledges nothing.
 func meets(p fsm.Pair, r []fsm.NodeID) bool {
 	if p.K == 0 {
 		return false
@@ -78,12 +78,4 @@ func lacking(p fsm.Pair, r []fsm.NodeID) string {
 		}
 	}
 	return fmt.Sprintf("any %d of %d standbys could have acknowledged a commit; %s did not answer", p.K, len(p.S), strings.Join(names, ", "))
-}
-
-// PairFor chooses the synchronous pair of a new holder: any 1 of those who can follow it at once.
-func PairFor(mode fsm.Mode, followers []fsm.NodeID) fsm.Pair {
-	if mode == fsm.Off || len(followers) == 0 {
-		return fsm.Pair{}
-	}
-	return fsm.NewPair(1, followers...)
 }

@@ -116,7 +116,7 @@ func groupFacts(v GroupView) GroupFacts {
 	if v.Group.Mode == fsm.Off && !f.Suffices && !v.Group.Sync.Unknown && v.Group.Sync.Target().K == 0 {
 		f.Suffices, f.Lacking = f.asyncSufficient()
 	}
-	if op := v.Group.Op; op != nil && op.Trust && slices.Contains(got, op.To) {
+	if op := v.Group.Op; op != nil && op.Trust && slices.Contains(got, op.To) || f.acceptsLoss() && v.Asking >= AliveWithin {
 		f.Suffices, f.Lacking = true, ""
 	}
 	f.Lacking = f.named(f.Lacking)
@@ -302,11 +302,11 @@ var electionRules = []ClusterRule{
 		func(GroupFacts) bool { return true },
 		func(f GroupFacts) (ClusterAction, string) {
 			w := *f.chosen()
-			p := PairFor(f.Group.Mode, f.followers(w))
+			p := PairFor(f.Group, f.followers(w), f.syncable(w.Node))
 			if f.Group.Op.Pausing() {
 				p = f.plannedPair(w.Node)
 			}
-			return GrantLease{w, p}, fmt.Sprintf("%s stands at %s on timeline %d, best of %d recruited; %d of %d will confirm", f.State.Name(w.Node), w.LSN, w.Timeline, len(f.Recruits), p.K, len(p.S))
+			return GrantLease{w, p}, fmt.Sprintf("%s stands at %s on timeline %d, %s of %d recruited; %d of %d will confirm", f.State.Name(w.Node), w.LSN, w.Timeline, f.merit(w), len(f.Recruits), p.K, len(p.S))
 		},
 	},
 }
@@ -331,59 +331,4 @@ func (f GroupFacts) beginner() fsm.NodeID {
 		}
 	}
 	return ""
-}
-
-func (f GroupFacts) opCandidate() fsm.NodeID {
-	if f.Group.Op == nil {
-		return ""
-	}
-	return f.Group.Op.To
-}
-
-// chosen is the winner: the candidate an operator named (or names to be trusted), else the best; but only one that is sure
-// to have every acknowledged commit. The best may not be: a node that may not become primary can have more.
-func (f GroupFacts) chosen() *Recruit {
-	to := f.opCandidate()
-	if f.Group.Op != nil && f.Group.Op.Trust {
-		for _, r := range f.Recruits {
-			if r.Node == to {
-				return &r
-			}
-		}
-		return nil
-	}
-	if f.spent() {
-		for _, r := range f.Ranked {
-			if r.Node == f.Group.LastHolder && f.safe(r) {
-				return &r
-			}
-		}
-	}
-	for _, r := range f.Ranked {
-		if (to == "" || r.Node == to) && f.safe(r) {
-			return &r
-		}
-	}
-	return nil
-}
-
-// spent reports whether the group has had its one unplanned change of the time being, and its holder lives to come back.
-func (f GroupFacts) spent() bool {
-	ago, heard := f.Heard[f.Group.LastHolder]
-	return f.Group.Op == nil && f.Changed > 0 && f.Changed < ChangeBudget && heard && ago < AliveWithin
-}
-
-func (f GroupFacts) recruited(id fsm.NodeID) bool { return slices.Contains(nodesOf(f.Recruits), id) }
-
-// safe reports whether the recruits that c is not behind suffice by themselves: then c has every acknowledged commit, though
-// others may have more that never was.
-func (f GroupFacts) safe(c Recruit) bool {
-	var behind []fsm.NodeID
-	for _, r := range f.True {
-		if r.Node == c.Node || r.Lineage.Less(c.Lineage) || (r.Lineage == c.Lineage && r.LSN <= c.LSN) {
-			behind = append(behind, r.Node)
-		}
-	}
-	ok, _ := Sufficient(f.Group, f.memberIDs(), behind, atEnd(f.Group, c))
-	return ok || f.Group.Mode == fsm.Off
 }

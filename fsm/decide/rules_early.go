@@ -104,7 +104,7 @@ func (f GroupFacts) mayEarly() string {
 		return "the group is paused"
 	case g.NoEarly:
 		return "early_failover is off"
-	case g.Mode != fsm.Quorum:
+	case g.Mode == fsm.Off:
 		return "it replicates asynchronously"
 	case g.Sync.Unknown:
 		return "the synchronous set is unknown"

@@ -155,5 +155,5 @@ func (f GroupFacts) plannedPair(winner fsm.NodeID) fsm.Pair {
 			out = append(out, n.ID)
 		}
 	}
-	return PairFor(f.Group.Mode, out)
+	return PairFor(f.Group, out, f.syncable(winner))
 }

@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"slices"
 	"time"
 
 	"matriarch/fsm"
@@ -92,16 +93,17 @@ const (
 type Conf struct {
 	Phase    Phase
 	Sync     fsm.Pair
-	Epoch    fsm.Epoch  // names in Sync, or the upstream, are of this epoch
-	Upstream fsm.NodeID // empty: follows nobody
-	Access   string     // the nodes that Members lets in, as Access names them
-	Links    uint64     // when it changes, sessions give up their connections to other groups, as Links says
-	Spaces   int        // how many databases need worker processes
+	Order    []fsm.NodeID // of Sync.S: the first k connected confirm; nil: any k
+	Epoch    fsm.Epoch    // names in Sync, or the upstream, are of this epoch
+	Upstream fsm.NodeID   // empty: follows nobody
+	Access   string       // the nodes that Members lets in, as Access names them
+	Links    uint64       // when it changes, sessions give up their connections to other groups, as Links says
+	Spaces   int          // how many databases need worker processes
 }
 
 // Equal compares two configurations.
 func (c Conf) Equal(o Conf) bool {
-	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access &&
+	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && slices.Equal(c.Order, o.Order) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access &&
 		c.Links == o.Links && c.Spaces == o.Spaces
 }
 

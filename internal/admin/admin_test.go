@@ -77,7 +77,20 @@ func TestTroubles(t *testing.T) {
 		"not initialised": {change(1, func(g *fsm.Group) { g.SystemID = "" }), "group 1 is not initialised"},
 		"unknown":         {change(1, func(g *fsm.Group) { g.Sync.Unknown = true }), "unknown since the control plane was rebuilt"},
 		"degraded":        {change(1, func(g *fsm.Group) { g.Sync.Pairs = []fsm.Pair{{}} }), "group 1 is degraded"},
-		"joint":           {change(1, func(g *fsm.Group) { g.Sync.Pairs = append([]fsm.Pair{{}}, g.Sync.Pairs...) }), "no standby and any 1 of (work1-1)"},
+		"degraded below k": {func(st *admin.Status) {
+			n := st.State.Nodes[admintest.Coord3]
+			n.Tags.NoSync = false
+			st.State.Nodes[n.ID] = n
+			change(0, func(g *fsm.Group) { g.SyncCount = 2 })(st)
+		}, "wait for 1 standby instead of 2"},
+		"strict, waiting": {change(1, func(g *fsm.Group) { g.Strict, g.SyncCount, g.Sync.Pairs[0].K = true, 2, 2 }), "strict and waiting for a standby: commits of work1-2 need any 2 of (work1-1)"},
+		"strict, waiting to open": {change(1, func(g *fsm.Group) {
+			g.Strict, g.SyncCount, g.Sync.Pairs[0].K, g.Sync.Confirmed = true, 2, 2, fsm.Epoch{}
+		}), "strict and waiting for a standby: work1-2 opens once 2"},
+		"joint, by priority": {change(1, func(g *fsm.Group) {
+			g.Mode, g.Sync.Pairs = fsm.On, append([]fsm.Pair{{}}, g.Sync.Pairs...)
+		}), "no standby and the first 1 of (work1-1)"},
+		"joint": {change(1, func(g *fsm.Group) { g.Sync.Pairs = append([]fsm.Pair{{}}, g.Sync.Pairs...) }), "no standby and any 1 of (work1-1)"},
 		"metadata": {func(st *admin.Status) {
 			st.Metadata.Synced, st.Metadata.Differences = false, []string{"row of group 1"}
 		}, "row of group 1"},

@@ -37,10 +37,14 @@ type Group struct {
 	Epoch     string         `json:"epoch"`
 	Sync      string         `json:"sync"`            // the pair in force: any 1 of (a, b)
 	Joint     []string       `json:"joint,omitempty"` // all pairs, while a change is under way
+	Strict    bool           `json:"strict,omitempty"`
+	SyncCount int            `json:"synchronous_node_count"`
+	SyncLag   int64          `json:"maximum_lag_on_syncnode,omitempty"` // bytes; 0: no limit
+	Waiting   bool           `json:"waiting,omitempty"`                 // strict, and commits wait for a standby
 	Paused    bool           `json:"paused,omitempty"`
 	Early     string         `json:"early_failover,omitempty"` // yes, or why a failover now would have to wait for the end of the lease; when the leader answered
 	Retired   bool           `json:"retired,omitempty"`        // left the Citus metadata
-	Degraded  bool           `json:"degraded,omitempty"`       // commits do not wait although there is somebody to wait for
+	Degraded  bool           `json:"degraded,omitempty"`       // commits wait for fewer than they should although there is somebody to wait for
 	Operation *OperationView `json:"operation,omitempty"`
 	Planned   *OperationView `json:"planned,omitempty"` // waits for its time
 	Rule      string         `json:"rule,omitempty"`    // the conductor's, when the leader answered
@@ -58,6 +62,8 @@ type OperationView struct {
 	At    time.Time `json:"at"`
 	Due   time.Time `json:"due,omitzero"` // not before
 	Trust bool      `json:"trust,omitempty"`
+
+	AcceptLoss bool `json:"accept_loss,omitempty"`
 }
 
 func operationView(s *fsm.State, op *fsm.Operation) *OperationView {
@@ -65,7 +71,7 @@ func operationView(s *fsm.State, op *fsm.Operation) *OperationView {
 		return nil
 	}
 	return &OperationView{
-		ID: op.ID, Kind: op.Kind, From: nameOf(s, op.From), To: nameOf(s, op.To), Phase: op.Phase, By: op.By, At: op.At, Due: op.Due, Trust: op.Trust,
+		ID: op.ID, Kind: op.Kind, From: nameOf(s, op.From), To: nameOf(s, op.To), Phase: op.Phase, By: op.By, At: op.At, Due: op.Due, Trust: op.Trust, AcceptLoss: op.AcceptLoss,
 	}
 }
 
@@ -104,12 +110,13 @@ func NewFormation(st Status) Formation {
 func newGroup(st Status, g fsm.Group) Group {
 	s := st.State
 	v := Group{
-		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g.Sync.Target()), Paused: g.Paused, Retired: g.Retired,
-		Degraded: g.Mode == fsm.Quorum && g.Opened() && g.Sync.Target().K == 0 && syncable(s, g) > 0,
+		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g, g.Sync.Target()), Paused: g.Paused, Retired: g.Retired,
+		Degraded: g.Mode != fsm.Off && g.Opened() && g.Sync.Target().K < min(g.Confirmers(), syncable(s, g)),
+		Strict:   g.Strict, SyncCount: g.Confirmers(), SyncLag: g.SyncLag, Waiting: waiting(s, g),
 	}
 	if g.Sync.Joint() {
 		for _, p := range g.Sync.Pairs {
-			v.Joint = append(v.Joint, pairText(s, p))
+			v.Joint = append(v.Joint, pairText(s, g, p))
 		}
 	}
 	v.Operation, v.Planned = operationView(s, g.Op), operationView(s, g.Planned)
@@ -146,11 +153,31 @@ func nameOf(s *fsm.State, id fsm.NodeID) string {
 	return s.Name(id)
 }
 
-func pairText(s *fsm.State, p fsm.Pair) string {
+// waiting reports whether a strict group has fewer standbys that stream, by their last reports, than have to confirm a commit.
+func waiting(s *fsm.State, g fsm.Group) bool {
+	if !g.Holds() || !g.Held() {
+		return false
+	}
+	target, n := g.Sync.Target(), 0
+	for _, id := range target.S {
+		if r := s.Nodes[id].Report; r.State == "streaming" && r.Epoch == g.Epoch {
+			n++
+		}
+	}
+	return n < target.K
+}
+
+func pairText(s *fsm.State, g fsm.Group, p fsm.Pair) string {
 	if p.K == 0 {
 		return "no standby"
 	}
 	names := make([]string, 0, len(p.S))
+	if order := decide.SyncOrder(s, g, p.S); order != nil {
+		for _, id := range order {
+			names = append(names, s.Name(id))
+		}
+		return fmt.Sprintf("the first %d of (%s)", p.K, strings.Join(names, ", "))
+	}
 	for _, id := range p.S {
 		names = append(names, s.Name(id))
 	}
@@ -196,10 +223,16 @@ func groupTroubles(st Status, g Group, add func(string, ...any)) {
 		add("group %d is not initialised%s", g.ID, because)
 	case g.Primary == "":
 		add("group %d has no primary%s", g.ID, because)
+	case g.Waiting && !g.Open:
+		add("group %d is strict and waiting for a standby: %s opens once %d have confirmed its first commit; bring one back, or 'matriarch config set --group %d strict=false'", g.ID, g.Primary, raw.Sync.Target().K, g.ID)
+	case g.Waiting:
+		add("group %d is strict and waiting for a standby: commits of %s need %s; bring one back, or 'matriarch config set --group %d strict=false'", g.ID, g.Primary, g.Sync, g.ID)
 	case !g.Open:
 		add("group %d: %s is about to become primary, clients must wait", g.ID, g.Primary)
 	case raw.Sync.Unknown:
 		add("group %d: the synchronous set is unknown since the control plane was rebuilt", g.ID)
+	case g.Degraded && raw.Sync.Target().K > 0:
+		add("group %d is degraded: commits of %s wait for %d standby instead of %d", g.ID, g.Primary, raw.Sync.Target().K, g.SyncCount)
 	case g.Degraded:
 		add("group %d is degraded: commits of %s do not wait for any standby", g.ID, g.Primary)
 	case len(g.Joint) > 0:
@@ -215,7 +248,7 @@ func memberTroubles(st Status, m Member, add func(string, ...any)) {
 	case n.Postgres == "" || m.Role == RolePrimary:
 	case m.State != "streaming":
 		add("%s does not stream: %s", m.Name, m.State)
-	case m.Role == RoleStandby && !n.Tags.NoSync && st.State.Groups[m.Group].Mode == fsm.Quorum:
+	case m.Role == RoleStandby && !n.Tags.NoSync && st.State.Groups[m.Group].Mode != fsm.Off:
 		add("%s streams but acknowledges no commits yet", m.Name)
 	}
 }
@@ -227,7 +260,7 @@ func notes(f Formation) []string {
 		if g.Paused {
 			out = append(out, fmt.Sprintf("group %d is paused: no automatic change of its primary", g.ID))
 		}
-		if why, no := strings.CutPrefix(g.Early, "no: "); no && !g.Paused && g.Mode == fsm.Quorum {
+		if why, no := strings.CutPrefix(g.Early, "no: "); no && !g.Paused && g.Mode != fsm.Off {
 			out = append(out, fmt.Sprintf("group %d could fail over only at the end of a lease just now: %s", g.ID, why))
 		}
 		if g.Retired {

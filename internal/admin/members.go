@@ -144,5 +144,8 @@ func TagMap(t fsm.Tags) map[string]any {
 	if t.FailoverPriority > 1 {
 		out["failover_priority"] = t.FailoverPriority
 	}
+	if t.SyncPriority > 0 {
+		out["sync_priority"] = t.SyncPriority
+	}
 	return out
 }

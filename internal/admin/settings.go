@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 )
 
 // Setting is one key of the cluster's settings, as people write it.
@@ -38,17 +40,8 @@ func ClusterSettings() []Setting {
 			func(s fsm.Settings) string { return strings.Join(s.Databases, ",") },
 			func(s *fsm.Settings, v string) (err error) { s.Databases, err = parseDatabases(v); return err },
 		},
-		{
-			"default_mode", "replication mode of new groups: quorum or off",
-			func(s fsm.Settings) string { return string(s.DefaultMode) },
-			func(s *fsm.Settings, v string) error {
-				if m := fsm.Mode(v); m != fsm.Quorum && m != fsm.Off {
-					return fmt.Errorf("%q must be quorum or off", v)
-				}
-				s.DefaultMode = fsm.Mode(v)
-				return nil
-			},
-		},
+		defaultMode(),
+		zonePreference(),
 		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
 		boolean("citus_secondaries", "register standbys in pg_dist_node as secondaries", func(s *fsm.Settings) *bool { return &s.CitusSecondaries }),
 		{
@@ -104,6 +97,34 @@ func SetSetting(s *fsm.Settings, assignment string) error {
 	}
 	*s = next
 	return nil
+}
+
+func defaultMode() Setting {
+	return Setting{
+		"default_mode", "replication mode of new groups: quorum, on or off",
+		func(s fsm.Settings) string { return string(s.DefaultMode) },
+		func(s *fsm.Settings, v string) error {
+			if !fsm.Mode(v).Known() {
+				return fmt.Errorf("%q must be quorum, on or off", v)
+			}
+			s.DefaultMode = fsm.Mode(v)
+			return nil
+		},
+	}
+}
+
+func zonePreference() Setting {
+	return Setting{
+		"failover_zone_preference", "among equal candidates, prefer the old primary's zone: same, other or none",
+		func(s fsm.Settings) string { return cmp.Or(s.FailoverZone, "none") },
+		func(s *fsm.Settings, v string) error {
+			if v != decide.ZoneSame && v != decide.ZoneOther && v != "none" {
+				return fmt.Errorf("%q must be same, other or none", v)
+			}
+			s.FailoverZone = strings.TrimSuffix(v, "none")
+			return nil
+		},
+	}
 }
 
 func duration(key, help string, least, most time.Duration, at func(*fsm.Settings) *time.Duration) Setting {

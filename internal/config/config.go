@@ -40,6 +40,7 @@ type Tags struct {
 	NoLoadBalance    bool              `yaml:"noloadbalance" help:"Answer 503 to GET /replica, so that load balancers send no reads here; the proxies send none either."`
 	CloneFrom        bool              `yaml:"clonefrom" help:"Prefer this standby as the source of new nodes' clones, to spare the primary."`
 	FailoverPriority int               `yaml:"failover_priority" help:"Among equally good candidates the greatest becomes primary; 0 means never (0 to 1000)."`
+	SyncPriority     int               `yaml:"sync_priority" help:"In groups of mode on, the standbys with the greatest confirm commits while they are connected (0 to 1000)."`
 	User             map[string]string `yaml:",inline" help:"Any further tag of your own; shown by list and the API."`
 }
 

@@ -94,12 +94,15 @@ func (ps *problems) node(n Node) {
 	if p := n.Tags.FailoverPriority; p < 0 || p > 1000 {
 		ps.add("node.tags.failover_priority", "%d must be 0 (never a primary) to 1000", p)
 	}
+	if p := n.Tags.SyncPriority; p < 0 || p > 1000 {
+		ps.add("node.tags.sync_priority", "%d must be 0 to 1000", p)
+	}
 	ps.userTags(n.Tags)
 }
 
 // userTags refuses what looks like a mistyped tag of ours: it would silently do nothing.
 func (ps *problems) userTags(t Tags) {
-	known := []string{"nofailover", "nosync", "noloadbalance", "clonefrom", "failover_priority"}
+	known := []string{"nofailover", "nosync", "noloadbalance", "clonefrom", "failover_priority", "sync_priority"}
 	for _, name := range slices.Sorted(maps.Keys(t.User)) {
 		path := "node.tags." + name
 		if !tagName.MatchString(name) {

@@ -115,3 +115,22 @@ func TestSlotsWrong(t *testing.T) {
 		}
 	}
 }
+
+func TestSyncNames(t *testing.T) {
+	e := fsm.Epoch{Inc: 1, N: 2}
+	for name, tc := range map[string]struct {
+		conf decide.Conf
+		want string
+	}{
+		"standby":               {decide.Conf{Epoch: e, Upstream: "a"}, `ANY 1 ("m_nobody")`},
+		"alone":                 {decide.Conf{Epoch: e}, ""},
+		"any":                   {decide.Conf{Epoch: e, Sync: fsm.NewPair(2, "b", "c")}, `ANY 2 ("m_b_e1_2", "m_c_e1_2")`},
+		"by priority":           {decide.Conf{Epoch: e, Sync: fsm.NewPair(1, "b", "c"), Order: []fsm.NodeID{"c", "b"}}, `FIRST 1 ("m_c_e1_2", "m_b_e1_2")`},
+		"more than there are":   {decide.Conf{Epoch: e, Sync: fsm.NewPair(2, "b")}, `ANY 2 ("m_b_e1_2")`},
+		"one, and nobody there": {decide.Conf{Epoch: e, Sync: fsm.NewPair(1)}, `ANY 1 ("m_nobody")`},
+	} {
+		if got := syncNames(tc.conf); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}

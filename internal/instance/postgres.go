@@ -147,17 +147,27 @@ func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error)
 
 var phases = map[decide.Phase]pgconf.Phase{decide.Closed: pgconf.Closed, decide.Members: pgconf.Members, decide.Open: pgconf.Open}
 
+// nobody is a name that no standby has.
+const nobody = "m_nobody"
+
 // syncNames renders the pair. Backends wait for standbys only once the checkpointer has seen that there are names, which a long
 // checkpoint puts off: so a server that is not primary has a name already, nobody's, and needs no such moment when promoted.
 func syncNames(c decide.Conf) string {
 	if primary := c.Upstream == "" && !c.Epoch.IsZero(); !primary {
-		return pgconf.SyncNames(1, []string{"m_nobody"})
+		return pgconf.SyncNames(1, []string{nobody})
+	}
+	ids, render := c.Sync.S, pgconf.SyncNames
+	if c.Order != nil {
+		ids, render = c.Order, pgconf.FirstSyncNames
 	}
 	var names []string
-	for _, id := range c.Sync.S {
+	for _, id := range ids {
 		names = append(names, pgconf.AppName(id, c.Epoch))
 	}
-	return pgconf.SyncNames(c.Sync.K, names)
+	if len(names) == 0 { // without a name nobody would wait, whatever K
+		names = []string{nobody}
+	}
+	return render(c.Sync.K, names)
 }
 
 func hosts(r agent.Roster) []string {

@@ -15,7 +15,12 @@ const MaxName = 63
 const SlotPrefix = "m_"
 
 // SyncNames renders synchronous_standby_names: any k of names; empty when nobody has to confirm.
-func SyncNames(k int, names []string) string {
+func SyncNames(k int, names []string) string { return syncNames("ANY", k, names) }
+
+// FirstSyncNames renders the k of names that are connected and stand first.
+func FirstSyncNames(k int, names []string) string { return syncNames("FIRST", k, names) }
+
+func syncNames(method string, k int, names []string) string {
 	if k <= 0 || len(names) == 0 {
 		return ""
 	}
@@ -23,7 +28,7 @@ func SyncNames(k int, names []string) string {
 	for i, n := range names {
 		quoted[i] = QuoteIdent(n)
 	}
-	return fmt.Sprintf("ANY %d (%s)", k, strings.Join(quoted, ", "))
+	return fmt.Sprintf("%s %d (%s)", method, k, strings.Join(quoted, ", "))
 }
 
 // ParseSyncNames reads what SyncNames wrote; the empty string is 0 of none. Other forms that PostgreSQL knows are errors:

@@ -55,6 +55,9 @@ func TestSyncNames(t *testing.T) {
 			t.Errorf("%d %v: %s", tc.k, tc.names, got)
 		}
 	}
+	if got := FirstSyncNames(2, []string{"b", "a"}); got != `FIRST 2 ("b", "a")` {
+		t.Error(got)
+	}
 	for _, tc := range []struct {
 		in    string
 		k     int
