@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,9 +208,12 @@ func TestStale(t *testing.T) {
 // The lists follow the state and the clock, and nobody is woken for nothing.
 func TestRolesRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		state, heard := castState(), time.Now()
-		r := newRoles(func() *fsm.State { return state }, func() consensus.Status {
-			return consensus.Status{Applied: 1, Commit: 1, LastContact: time.Since(heard)}
+		var state atomic.Pointer[fsm.State]
+		var heard atomic.Pointer[time.Time]
+		state.Store(castState())
+		heard.Store(new(time.Now()))
+		r := newRoles(state.Load, func() consensus.Status {
+			return consensus.Status{Applied: 1, Commit: 1, LastContact: time.Since(*heard.Load())}
 		}, config.ProxyStandby{Groups: "coordinator"})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -232,12 +236,12 @@ func TestRolesRun(t *testing.T) {
 		}
 		step("nothing new", false, "c1 ", r.moved)
 		step("another primary", true, "c2 ", func() {
-			state = castState(group(0, func(g *fsm.Group) { g.Lease.Holder = "c2" }), report("c2", func(r *fsm.Report) { r.Role = "primary" }))
+			state.Store(castState(group(0, func(g *fsm.Group) { g.Lease.Holder = "c2" }), report("c2", func(r *fsm.Report) { r.Role = "primary" })))
 			r.moved()
 		})
 		step("no leader for less than a TTL", false, "c2 ", func() { time.Sleep(4 * time.Second) })
 		step("no leader for a TTL", true, "(c2) ", func() { time.Sleep(2 * time.Second) })
-		step("a leader again", true, "c2 ", func() { heard = time.Now(); time.Sleep(staleLook) })
+		step("a leader again", true, "c2 ", func() { heard.Store(new(time.Now())); time.Sleep(staleLook) })
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
