@@ -122,6 +122,9 @@ var clusterExamples = []struct {
 	{"revoked early, enough", "C400", election(held, edit(early), asked, recruits(rec("b", 200), rec("c", 200))), "GrantLease{To:b {1 [c]}}"},
 	{"paused", "C230", election(edit(func(g *fsm.Group) { g.Paused = true })), ""},
 	{"planned, its time has come", "C150", election(held, func(v *GroupView) { v.Due, v.Group.Planned = true, &fsm.Operation{ID: "p", Kind: fsm.Switchover} }), "MoveOperation{ID:p From: To:check"},
+	{"planned, its time is long past", "C145", election(held, func(v *GroupView) {
+		v.Due, v.Late, v.Group.Planned = true, time.Hour, &fsm.Operation{ID: "p", Kind: fsm.Switchover}
+	}), "DropOperation{ID:p Reason:its time was 1h0m0s ago"},
 	{"planned, its time has not come", "C220", election(held, edit(func(g *fsm.Group) { g.Planned = &fsm.Operation{ID: "p", Kind: fsm.Switchover} })), ""},
 	{"check", "C165", election(held, work(fsm.Check, Work{})), "StartWork{Phase:check}"},
 	{"checking", "C165", election(held, work(fsm.Check, Work{Busy: true})), ""},

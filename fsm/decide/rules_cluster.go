@@ -22,6 +22,7 @@ type GroupView struct {
 	Reference fsm.LSN                      // newest position the last holder reported
 	Changed   time.Duration                // since another node took over unasked; 0: not seen in this term
 	Due       bool                         // the time of what is planned has come
+	Late      time.Duration                // and since when
 	Work      Work
 	Probes    map[fsm.NodeID]Probe // fresh answers about the holder of this epoch
 	LastEarly time.Duration        // since this leader last revoked a lease of the group on evidence; 0: it has not

@@ -25,12 +25,22 @@ const (
 	checkLimit = 2 * time.Minute
 	// demoteLimit is longer than the holder takes to stop, ending walsenders and backends on the way.
 	demoteLimit = 15 * time.Second
+	// MaxLate is how long after its time planned work may still begin.
+	MaxLate = 10 * time.Minute
 	// PlannedRecruit is how long a planned election asks nobody but its candidate.
 	PlannedRecruit = time.Second
 )
 
 // plannedRules lead a switchover or a restart through its phases. Check and pause roll back; then there is only forward.
 var plannedRules = []ClusterRule{
+	{
+		"C145", "too late for what was planned", "nobody expects it any more",
+		func(f GroupFacts) bool { return f.Due && f.Group.Planned != nil && f.Late > MaxLate },
+		func(f GroupFacts) (ClusterAction, string) {
+			why := fmt.Sprintf("its time was %s ago, and no leader was there to begin it", f.Late.Round(time.Second))
+			return DropOperation{f.Group.Planned.ID, why}, why
+		},
+	},
 	{
 		"C150", "begin what was planned", "",
 		func(f GroupFacts) bool { return f.Due && f.Group.Planned != nil && f.Group.Op == nil },

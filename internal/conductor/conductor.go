@@ -206,7 +206,10 @@ func (t *term) look(ctx context.Context) (busy bool) {
 		}
 		t.noteChange(g)
 		v := t.view(s, g, t.elections[id])
-		v.Work, v.Due = t.track(g).view(), t.due(ctx, g)
+		v.Work = t.track(g).view()
+		if pl := g.Planned; pl != nil && !time.Now().Before(pl.Due) {
+			v.Due, v.Late = true, time.Since(pl.Due)
+		}
 		v.Probes, v.Probing = t.probed(g)
 		if at := t.early[id]; !at.IsZero() {
 			v.LastEarly = max(time.Since(at), 1)

@@ -2,7 +2,6 @@ package conductor
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -206,19 +205,3 @@ func (t *term) endWork() {
 		t.letGo(w)
 	}
 }
-
-// due reports whether the time of planned work has come; what is long past is not begun any more, but dropped.
-func (t *term) due(ctx context.Context, g fsm.Group) bool {
-	p := g.Planned
-	if p == nil || time.Now().Before(p.Due) {
-		return false
-	}
-	if late := time.Since(p.Due); late > maxLate {
-		t.commit(ctx, fsm.OperationDrop{Group: g.ID, ID: p.ID, Reason: fmt.Sprintf("its time was %s ago, and no leader was there to begin it", late.Round(time.Second))})
-		return false
-	}
-	return true
-}
-
-// maxLate is how long after its time planned work may still begin.
-const maxLate = 10 * time.Minute
