@@ -107,14 +107,14 @@ func TestStatus(t *testing.T) {
 	t.Parallel()
 	f := newTrial(t, 1)
 	want := f.want()
-	f.servers[1].exec(appDB, "UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 0")
+	f.servers[1].exec(appDB, "UPDATE pg_dist_node SET nodename = '127.254.0.1' WHERE groupid = 0")
 	want.Primaries[7] = Primary{}
 	got := f.pool.Status(t.Context(), []Wanted{want})[0]
-	if got.Right() || len(got.Differences) != 1 || len(got.Nodes) != 3 || got.Nodes[2].Error == "" || !strings.HasPrefix(got.Nodes[1].Rows[0].Addr, "nowhere:") {
+	if got.Right() || len(got.Differences) != 1 || len(got.Nodes) != 3 || got.Nodes[2].Error == "" || !strings.HasPrefix(got.Nodes[1].Rows[0].Addr, "127.254.0.1:") {
 		t.Errorf("%+v", got)
 	}
 	var name string
-	if f.servers[1].get(appDB, &name, "SELECT nodename FROM pg_dist_node WHERE groupid = 0"); name != "nowhere" {
+	if f.servers[1].get(appDB, &name, "SELECT nodename FROM pg_dist_node WHERE groupid = 0"); name != "127.254.0.1" {
 		t.Error("a look changed something")
 	}
 }

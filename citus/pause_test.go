@@ -573,7 +573,7 @@ func pauseCheck(t *testing.T, f *trial) {
 	}
 	f.settle()
 	check()
-	f.servers[2].exec(appDB, "UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 1")
+	f.servers[2].exec(appDB, "UPDATE pg_dist_node SET nodename = '127.254.0.1' WHERE groupid = 1")
 	check(RefusalRows)
 	f.settle()
 	h := f.hold(1, PauseOptions{})

@@ -133,7 +133,7 @@ func TestHandEditIsRepaired(t *testing.T) {
 		on   fsm.GroupID
 		sql  []string
 	}{
-		{"address in a copy", 2, []string{"UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 1"}},
+		{"address in a copy", 2, []string{"UPDATE pg_dist_node SET nodename = '127.254.0.1' WHERE groupid = 1"}},
 		{"row deleted in a copy", 2, []string{"DELETE FROM pg_dist_node WHERE groupid = 1"}},
 		{"row invented in a copy", 1, []string{"INSERT INTO pg_dist_node (nodeid, groupid, nodename, noderole, nodecluster) VALUES (77, 2, 'x', 'secondary', 'default')"}},
 		{"inactive in a copy", 1, []string{"UPDATE pg_dist_node SET isactive = false WHERE groupid = 2"}},
@@ -143,7 +143,7 @@ func TestHandEditIsRepaired(t *testing.T) {
 		{"metadata denied", 0, []string{"UPDATE pg_dist_node SET hasmetadata = false WHERE groupid = 2"}},
 		{"row deleted on the coordinator", 0, []string{"DELETE FROM pg_dist_node WHERE groupid = 2"}},
 		{"group on the coordinator", 0, []string{"UPDATE pg_dist_node SET groupid = 8 WHERE groupid = 1"}},
-		{"address on the coordinator", 0, []string{"UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 2"}},
+		{"address on the coordinator", 0, []string{"UPDATE pg_dist_node SET nodename = '127.254.0.1' WHERE groupid = 2"}},
 		{"rows swapped on the coordinator", 0, []string{
 			"UPDATE pg_dist_node SET nodename = 'aside' WHERE groupid = 1",
 			fmt.Sprintf("UPDATE pg_dist_node SET nodename = '%s', nodeport = %d WHERE groupid = 2", f.servers[1].addr.Host, f.servers[1].addr.Port),
@@ -256,7 +256,8 @@ func TestSilentWorkerHoldsNobodyUp(t *testing.T) {
 }
 
 // A worker without a primary stays out of sync, and Citus' daemon keeps trying it with a lock on the rows in its hand. Other
-// groups must not have to wait for that.
+// groups must not have to wait for that. The wrong address is a number: resolving a name would hold PostgreSQL up on a machine
+// without a name server.
 func TestDeadWorkerDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	f := newTrial(t, 2, "citus.node_connection_timeout = '20s'")
@@ -268,7 +269,7 @@ func TestDeadWorkerDoesNotBlockOthers(t *testing.T) {
 	f.servers[2] = nil
 	coordinator := f.servers[0].session(appDB)
 	for i := range 6 {
-		if _, err := coordinator.Exec(t.Context(), "SELECT citus_update_node(nodeid, 'nowhere', nodeport) FROM pg_dist_node WHERE groupid = 1"); err != nil {
+		if _, err := coordinator.Exec(t.Context(), "SELECT citus_update_node(nodeid, '127.254.0.1', nodeport) FROM pg_dist_node WHERE groupid = 1"); err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
@@ -292,13 +293,13 @@ func TestDeposedConductorWritesNothing(t *testing.T) {
 	f.term = 7
 	f.settle()
 	f.servers[1].exec(appDB, "UPDATE matriarch.conductor SET term = 9")
-	f.servers[1].exec(appDB, "UPDATE pg_dist_node SET nodename = 'nowhere' WHERE groupid = 0")
+	f.servers[1].exec(appDB, "UPDATE pg_dist_node SET nodename = '127.254.0.1' WHERE groupid = 0")
 	if _, err := f.round(); !errors.Is(err, ErrDeposed) {
 		t.Errorf("error %v, want ErrDeposed", err)
 	}
 	var name string
 	f.servers[1].get(appDB, &name, "SELECT nodename FROM pg_dist_node WHERE groupid = 0")
-	if name != "nowhere" {
+	if name != "127.254.0.1" {
 		t.Error("a deposed conductor wrote")
 	}
 	f.term = 9

@@ -45,7 +45,7 @@ func TestPause(t *testing.T) {
 		all       bool // stops every statement that enters here
 	}{
 		{"citus_pause_node_within_txn", fmt.Sprintf("SELECT citus_pause_node_within_txn(%d)", id), false},
-		{"citus_update_node", fmt.Sprintf("SELECT citus_update_node(%d, 'nowhere', 1)", id), false},
+		{"citus_update_node", fmt.Sprintf("SELECT citus_update_node(%d, '127.254.0.1', 1)", id), false},
 		{"lock", "LOCK TABLE pg_catalog.pg_dist_node IN ACCESS EXCLUSIVE MODE", true},
 	}
 	manager := f.session("app")
