@@ -260,7 +260,7 @@ func TestSilentWorkerHoldsNobodyUp(t *testing.T) {
 // without a name server.
 func TestDeadWorkerDoesNotBlockOthers(t *testing.T) {
 	t.Parallel()
-	f := newTrial(t, 2, "citus.node_connection_timeout = '20s'")
+	f := newTrial(t, 2, "citus.node_connection_timeout = '5s'")
 	dead := f.servers[2]
 	if err := dead.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -268,7 +268,7 @@ func TestDeadWorkerDoesNotBlockOthers(t *testing.T) {
 	t.Cleanup(func() { _ = dead.cmd.Process.Signal(syscall.SIGCONT) })
 	f.servers[2] = nil
 	coordinator := f.servers[0].session(appDB)
-	for i := range 6 {
+	for i := range 3 {
 		if _, err := coordinator.Exec(t.Context(), "SELECT citus_update_node(nodeid, '127.254.0.1', nodeport) FROM pg_dist_node WHERE groupid = 1"); err != nil {
 			t.Fatal(err)
 		}

@@ -130,6 +130,7 @@ CREATE FUNCTION citus_standin.dblink(text, text) RETURNS SETOF record LANGUAGE c
 CREATE FUNCTION citus_standin.dblink_connect(text, text) RETURNS text LANGUAGE c STRICT AS '$libdir/dblink', 'dblink_connect';
 CREATE FUNCTION citus_standin.dblink_disconnect(text) RETURNS text LANGUAGE c STRICT AS '$libdir/dblink', 'dblink_disconnect';
 CREATE FUNCTION citus_standin.dblink_get_connections() RETURNS text[] LANGUAGE c AS '$libdir/dblink', 'dblink_get_connections';
+CREATE FUNCTION citus_standin.reach(conninfo text, ms int) RETURNS void LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'citus_standin_reach';
 CREATE FUNCTION citus_standin.request_jobs() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'citus_standin_request_jobs';
 CREATE FUNCTION citus_standin.request_sync() RETURNS void LANGUAGE c AS 'MODULE_PATHNAME', 'citus_standin_request_sync';
 
@@ -161,6 +162,11 @@ CREATE FUNCTION citus_standin.conninfo(node int, timeout text DEFAULT '10s') RET
     FROM (SELECT * FROM citus_standin.node_options(node)
           UNION ALL SELECT * FROM citus_standin.node_credentials(node, current_user)
           UNION ALL VALUES ('user', current_user::text), ('options', '-c statement_timeout=' || timeout)) o $$;
+
+-- reach fails when a node does not answer, and can be cancelled while it waits: what a worker does first that holds locks.
+CREATE FUNCTION citus_standin.reach(node int) RETURNS void LANGUAGE sql AS $$
+    SELECT citus_standin.reach(citus_standin.conninfo(node),
+        (1000 * extract(epoch FROM current_setting('citus.node_connection_timeout')::interval))::int) $$;
 
 -- run executes commands on a node, all or none.
 CREATE FUNCTION citus_standin.run(node int, commands text) RETURNS void LANGUAGE sql AS

@@ -37,6 +37,7 @@ BEGIN
     END;
     FOR node IN SELECT * FROM citus_standin.metadata_nodes() WHERE NOT metadatasynced LOOP
         BEGIN
+            PERFORM citus_standin.reach(node.nodeid);
             PERFORM citus_standin.run(node.nodeid, citus_standin.node_commands());
             UPDATE pg_catalog.pg_dist_node SET metadatasynced = true WHERE nodeid = node.nodeid;
         EXCEPTION WHEN OTHERS THEN
@@ -314,6 +315,7 @@ BEGIN
     LOCK TABLE pg_catalog.pg_dist_transaction IN SHARE UPDATE EXCLUSIVE MODE;
     FOR node IN SELECT * FROM pg_catalog.pg_dist_node WHERE isactive AND noderole = 'primary' ORDER BY nodeid LOOP
         BEGIN
+            PERFORM citus_standin.reach(node.nodeid);
             FOR prepared IN SELECT * FROM citus_standin.dblink(citus_standin.conninfo(node.nodeid), listed) AS p(gid text) LOOP
                 PERFORM citus_standin.run(node.nodeid, format('%s PREPARED %L', CASE WHEN EXISTS (
                     SELECT FROM pg_catalog.pg_dist_transaction t WHERE t.groupid = node.groupid AND t.gid = prepared.gid)
