@@ -129,6 +129,8 @@ func (e entry) applyGroup(cmd Command) Result {
 		return e.syncConfirm(c)
 	case GroupSet:
 		return e.groupSet(c)
+	case EligibleSet:
+		return e.eligibleSet(c)
 	case OperationPut:
 		return e.operationPut(c)
 	case OperationDrop:
@@ -248,8 +250,11 @@ func (e entry) nodeRemove(c NodeRemove) Result {
 	e.Removed[c.Node] = n.Name
 	if g.ClaimedBy == c.Node && g.SystemID == "" {
 		g.ClaimedBy = ""
-		e.Groups[g.ID] = g
 	}
+	if g.Eligible != nil { // who is gone for good is never granted anything
+		g.Eligible = slices.DeleteFunc(slices.Clone(g.Eligible), func(id NodeID) bool { return id == c.Node })
+	}
+	e.Groups[g.ID] = g
 	if len(e.Members(n.Group)) == 0 {
 		delete(e.Groups, n.Group)
 	}

@@ -50,6 +50,8 @@ func (e entry) grant(c GrantCmd) Result {
 		return refuse("grant group %d: it is not initialised", c.Group)
 	case g.Held() && !g.Lease.Early:
 		return refuse("grant group %d: %s holds epoch %s", c.Group, e.Name(g.Lease.Holder), g.Lease.Epoch)
+	case !g.MayHold(c.Holder):
+		return refuse("grant group %d: %s joined without the last primary's knowledge, which may stay up by failsafe: only %s may take over", c.Group, e.Name(c.Holder), e.names(g.Eligible))
 	case g.Epoch != c.Prev:
 		return refuse("grant group %d: the epoch is %s, not %s", c.Group, g.Epoch, c.Prev)
 	case c.Instance == "" || c.TTL <= 0:
@@ -267,6 +269,9 @@ func (e entry) syncConfirm(c SyncConfirm) Result {
 	first := g.Sync.Confirmed != c.Epoch
 	g.Sync = Sync{Pairs: []Pair{g.Sync.Target()}, Confirmed: c.Epoch}
 	g.Ended = nil
+	if first && !g.Failsafe { // it was promoted, so that every word given to a former primary is over
+		g.Eligible = nil
+	}
 	if g.Op.promotes(g.Lease.Holder) {
 		op := *g.Op
 		op.Phase, g.Op = Resume, &op

@@ -1,6 +1,10 @@
 package fsm
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 func (e entry) groupSet(c GroupSet) Result {
 	g, ok := e.Groups[c.Group]
@@ -25,6 +29,14 @@ func (e entry) groupSet(c GroupSet) Result {
 	}
 	if c.Early != nil {
 		g.NoEarly = !*c.Early
+	}
+	if c.Failsafe != nil && g.Failsafe != *c.Failsafe {
+		g.Failsafe = *c.Failsafe
+		text := "failsafe is off: without a majority the primary stops at the end of its lease"
+		if g.Failsafe {
+			text = "failsafe is on: without a majority the primary stays up as long as every member gives its word"
+		}
+		e.note(c.Group, History{Kind: "failsafe", Epoch: g.Epoch, Text: text})
 	}
 	if c.Retired != nil && g.Retired != *c.Retired {
 		g.Retired = *c.Retired
@@ -75,4 +87,39 @@ func (g Group) Replication() string {
 		text += fmt.Sprintf(", maximum_lag_on_syncnode %d", g.SyncLag)
 	}
 	return text
+}
+
+// eligibleSet takes members in. The set only grows while its holder lives, so that an old copy of it never has a node too many; and
+// only a holder that has been promoted changes it, since nobody's word is out any more by then.
+func (e entry) eligibleSet(c EligibleSet) Result {
+	g := e.Groups[c.Group]
+	if res := e.holderMayChange(g, c.Epoch); !res.OK {
+		return res
+	}
+	if !g.Opened() {
+		return refuse("group %d: epoch %s has not made its first synchronous commit yet", c.Group, c.Epoch)
+	}
+	if !g.Failsafe && g.Eligible == nil {
+		return refuse("group %d: failsafe is off", c.Group)
+	}
+	nodes := NewPair(0, append(slices.Clone(c.Nodes), g.Eligible...)...).S
+	if !slices.Contains(nodes, g.Lease.Holder) {
+		return refuse("group %d: the primary itself must be among those that may take over", c.Group)
+	}
+	for _, id := range nodes {
+		if n, ok := e.Nodes[id]; !ok || n.Group != c.Group {
+			return refuse("group %d: %s is not a member", c.Group, e.Name(id))
+		}
+	}
+	g.Eligible = nodes
+	e.Groups[c.Group] = g
+	return done
+}
+
+func (e entry) names(ids []NodeID) string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, e.Name(id))
+	}
+	return strings.Join(out, ", ")
 }

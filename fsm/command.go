@@ -153,7 +153,16 @@ type GroupSet struct {
 	Strict    *bool   `json:"strict,omitempty"`
 	SyncCount *int    `json:"synchronous_node_count,omitempty"`
 	SyncLag   *int64  `json:"maximum_lag_on_syncnode,omitempty"`
+	Failsafe  *bool   `json:"failsafe,omitempty"`
 	Retired   *bool   `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
+}
+
+// EligibleSet adds members to those that may be granted the group's lease. Its holder proposes it, once it knows them: from then
+// on it asks them, too, before it stays up without a majority.
+type EligibleSet struct {
+	Group GroupID  `json:"group"`
+	Epoch Epoch    `json:"epoch"`
+	Nodes []NodeID `json:"nodes"`
 }
 
 // OperationPut asks for planned work on a group, OperationDrop gives it up.
@@ -247,6 +256,9 @@ func (SyncConfirm) Kind() string { return "sync_confirm" }
 func (GroupSet) Kind() string { return "group_set" }
 
 // Kind implements Command.
+func (EligibleSet) Kind() string { return "eligible_set" }
+
+// Kind implements Command.
 func (OperationPut) Kind() string { return "operation_put" }
 
 // Kind implements Command.
@@ -269,7 +281,7 @@ var decoders = map[string]func(json.RawMessage) (Command, error){
 	"release": decode[Release], "expire": decode[Expire], "revoke": decode[Revoke], "promoted": decode[Promoted],
 	"sync_propose": decode[SyncPropose], "sync_confirm": decode[SyncConfirm], "group_set": decode[GroupSet],
 	"operation_put": decode[OperationPut], "operation_drop": decode[OperationDrop], "operation_move": decode[OperationMove], "gate_set": decode[GateSet],
-	"recovered": decode[Recovered],
+	"recovered": decode[Recovered], "eligible_set": decode[EligibleSet],
 }
 
 func decode[C Command](b json.RawMessage) (Command, error) {

@@ -60,6 +60,8 @@ func everyCommand() []Command {
 		GroupSet{Group: 0, Retired: new(true)},
 		OperationPut{Group: 0, Operation: Operation{ID: "m", Kind: "switchover", To: "b", By: "me", At: epochZero, WaitMoves: time.Minute}},
 		GroupSet{Group: 0, Mode: On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(9))},
+		GroupSet{Group: 0, Failsafe: new(true)},
+		EligibleSet{Group: 0, Epoch: ep(1), Nodes: []NodeID{"a"}},
 		OperationPut{Group: 0, Operation: Operation{ID: "l", Kind: "failover", To: "b", AcceptLoss: true, By: "me", At: epochZero}},
 	}
 }

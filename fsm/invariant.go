@@ -51,6 +51,9 @@ func groupInvariant(s *State, g Group) error {
 	if g.Op.Pausing() && g.Op.Epoch != g.Epoch {
 		return fmt.Errorf("a %s of epoch %s is left in epoch %s", g.Op.Kind, g.Op.Epoch, g.Epoch)
 	}
+	if g.Eligible != nil && !g.MayHold(g.LastHolder) {
+		return fmt.Errorf("%s was granted the lease, but is not eligible", g.LastHolder)
+	}
 	for i, gr := range g.Grants {
 		if i > 0 && !g.Grants[i-1].Epoch.Less(gr.Epoch) {
 			return fmt.Errorf("grants out of order at epoch %s", gr.Epoch)

@@ -34,7 +34,7 @@ func drawCommand(t *rapid.T, s *State) Command {
 		home = 1
 	}
 	tl := Timeline(rapid.IntRange(0, 9).Draw(t, "tl"))
-	switch rapid.IntRange(0, 24).Draw(t, "kind") {
+	switch rapid.IntRange(0, 27).Draw(t, "kind") {
 	case 0:
 		return Join{node(string(n), home), "t"}
 	case 1:
@@ -82,6 +82,10 @@ func drawCommand(t *rapid.T, s *State) Command {
 		return OperationMove{Group: gid, ID: "o", From: rapid.SampledFrom(phases).Draw(t, "from"), To: rapid.SampledFrom(phases).Draw(t, "to"), Node: n}
 	case 23:
 		return OperationDrop{Group: gid, ID: "o", Cancel: rapid.Bool().Draw(t, "cancel")}
+	case 24:
+		return GroupSet{Group: gid, Failsafe: new(tl%3 > 0)}
+	case 25, 26:
+		return EligibleSet{Group: gid, Epoch: e, Nodes: p.S}
 	}
 	return Recovered{uint64(tl)}
 }

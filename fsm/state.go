@@ -137,6 +137,8 @@ type Group struct {
 	SyncCount  int        `json:"synchronous_node_count,omitempty"`  // 0: 1
 	SyncLag    int64      `json:"maximum_lag_on_syncnode,omitempty"` // a synchronous standby that lacks more bytes leaves the set; 0: any may
 	Retired    bool       `json:"retired,omitempty"`                 // not wanted in the Citus metadata any more: its nodes may go, down to the last
+	Failsafe   bool       `json:"failsafe,omitempty"`                // without a majority the primary stays up as long as every member gives its word
+	Eligible   []NodeID   `json:"eligible,omitempty"`                // who may be granted the lease, since a primary relied on their words; nil: every member
 	ClaimedBy  NodeID     `json:"claimed_by"`                        // the node that may create the group's first data directory
 	SystemID   string     `json:"system_id"`                         // PostgreSQL's system identifier; empty until initialised
 	Lease      Lease      `json:"lease"`
@@ -155,6 +157,9 @@ func (g Group) Confirmers() int { return max(g.SyncCount, 1) }
 
 // Holds reports whether commits wait for standbys that are not there, instead of going on without them.
 func (g Group) Holds() bool { return g.Strict && g.Mode != Off }
+
+// MayHold reports whether a member may be granted the lease, as far as failsafe is concerned.
+func (g Group) MayHold(n NodeID) bool { return g.Eligible == nil || slices.Contains(g.Eligible, n) }
 
 // Held reports whether somebody has the lease.
 func (g Group) Held() bool { return g.Lease.Holder != "" }

@@ -34,6 +34,7 @@ type Local struct {
 	Lineage    map[fsm.Timeline]fsm.Epoch `json:"lineage,omitempty"` // which epoch made each timeline held here
 	Unfinished *Unfinished                `json:"unfinished,omitempty"`
 	SystemID   string                     `json:"system_id,omitempty"`
+	Word       time.Duration              `json:"word_ns,omitempty"` // it gave a primary its word to stay a standby for so long, and it may still be out
 }
 
 func (m *Manager) localFile() string { return filepath.Join(m.cfg.RunDir, "local.json") }
@@ -99,6 +100,14 @@ func (m *Manager) Promise(e fsm.Epoch) error {
 func (m *Manager) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
 	return m.change(func(l *Local) error {
 		l.Lineage[tl] = e
+		return nil
+	})
+}
+
+// SetWord records for how long this node has given its word not to become primary; 0: nothing is out any more.
+func (m *Manager) SetWord(length time.Duration) error {
+	return m.change(func(l *Local) error {
+		l.Word = length
 		return nil
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"matriarch/internal/agent"
 	"matriarch/internal/config"
 	"matriarch/internal/obs"
+	"matriarch/transport"
 )
 
 // control is the control plane as the agent sees it.
@@ -22,7 +23,35 @@ type control struct{ *consensus.Node }
 
 func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, error) {
 	a, err := c.Node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
-	return agent.Answer{Held: a.Held, Lease: a.Lease, NextIn: a.NextIn, Removed: a.Removed}, err
+	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed}, err
+}
+
+// HeardLeader implements agent.Control.
+func (c control) HeardLeader() time.Duration { return c.Status().LastContact }
+
+const callWord = "word"
+
+// peers are the other members as the agent sees them.
+type peers struct{ n *node }
+
+// Word implements agent.Peers.
+func (p peers) Word(ctx context.Context, to fsm.Node, r decide.WordRequest) error {
+	err := p.n.client.Call(ctx, to.Peer, string(to.ID), callWord, r, &struct{}{})
+	if e, ok := errors.AsType[*transport.Error](err); ok {
+		return e // what the member said; the call around it says nothing more
+	}
+	return err
+}
+
+// giveWord answers a primary that has no leader.
+func (n *node) giveWord(ctx context.Context, from transport.Peer, r decide.WordRequest) (struct{}, error) {
+	if string(r.Holder) != from.NodeID {
+		return struct{}{}, &transport.Error{Code: transport.CodeRefused, Message: fmt.Sprintf("node %s asked for a word to node %s", from.NodeID, r.Holder)}
+	}
+	if err := n.agent.Word(ctx, r); err != nil {
+		return struct{}{}, &transport.Error{Code: transport.CodeRefused, Message: err.Error()}
+	}
+	return struct{}{}, nil
 }
 
 // leadership is one term as the conductor sees it.

@@ -180,7 +180,7 @@ func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
 	}
 	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.log)
 	n.agent = agent.New(agent.Config{
-		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: n.postgres, Sentinel: n.sentinel, Clock: clock,
+		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: n.postgres, Sentinel: n.sentinel, Peers: peers{n}, Clock: clock,
 		Hooks: instance.NewHooks(ctx, n.cfg.Hooks, n.pg, n.log), Log: n.log, Decided: n.nodeDecided,
 	})
 	return nil
@@ -199,6 +199,7 @@ func (n *node) services() {
 	transport.Register(n.rpc, callProbe, func(ctx context.Context, _ transport.Peer, r probeRequest) (decide.Probe, error) {
 		return n.probe(ctx, r)
 	})
+	transport.Register(n.rpc, callWord, n.giveWord)
 	transport.Register(n.rpc, "removed", n.tellRemoved)
 	admin.Register(n.rpc, source{n})
 }

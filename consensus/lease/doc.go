@@ -9,6 +9,9 @@
 // lease a full ttl from its Barrier on. Hence an Expire that is applied was proposed at least ttl after every s whose answer
 // reached the holder, whichever leaders were involved; clocks that run within Drift of each other do the rest.
 //
+// Failsafe prolongs a deadline by the words of all members of the group (Holder.Extend, Word): the same arithmetic, with the giver
+// of a word in the place of the leader. The argument is in docs/adr/0027-failsafe.md.
+//
 // Invariants: a deadline only moves later; a fresh Grant is worth nothing until its first answered keepalive; the holder acts
 // on the earlier, the leader on the later of the two clocks. State() == Leader and VerifyLeader are never a proof.
 package lease

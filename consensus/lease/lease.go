@@ -15,6 +15,9 @@ type Stamp struct {
 // Add moves both readings.
 func (s Stamp) Add(d time.Duration) Stamp { return Stamp{s.Raw + d, s.Boot + d} }
 
+// later is the later reading of each clock.
+func (s Stamp) later(o Stamp) Stamp { return Stamp{max(s.Raw, o.Raw), max(s.Boot, o.Boot)} }
+
 // Clock reads both clocks of this host.
 type Clock func() Stamp
 
@@ -37,6 +40,7 @@ type Holder struct {
 	instance string
 	epoch    fsm.Epoch
 	until    Stamp
+	leased   Stamp // as far as answered keepalives reach; the rest of until rests on the members' words
 	valid    bool
 }
 
@@ -50,19 +54,36 @@ func (h *Holder) Answered(sent Stamp, instance string, epoch fsm.Epoch, ttl time
 		return false
 	}
 	until := sent.Add(Valid(ttl))
-	if epoch == h.epoch && h.valid && until.Raw <= h.until.Raw && until.Boot <= h.until.Boot {
+	if epoch != h.epoch || !h.valid {
+		h.epoch, h.until, h.leased, h.valid = epoch, until, until, true
+		return true
+	}
+	h.leased = h.leased.later(until)
+	return h.move(until)
+}
+
+// Extend takes the words of all members, asked for at asked, that none of them becomes primary for as long as word. It needs a
+// deadline that is still to come: a gap could hold another primary. It reports whether anything moved.
+func (h *Holder) Extend(asked, now Stamp, epoch fsm.Epoch, word time.Duration) bool {
+	return h.Left(epoch, now) > 0 && h.move(asked.Add(Valid(word)))
+}
+
+func (h *Holder) move(until Stamp) bool {
+	if until.Raw <= h.until.Raw && until.Boot <= h.until.Boot {
 		return false
 	}
-	if epoch == h.epoch && h.valid {
-		until = Stamp{max(until.Raw, h.until.Raw), max(until.Boot, h.until.Boot)}
-	}
-	h.epoch, h.until, h.valid = epoch, until, true
+	h.until = h.until.later(until)
 	return true
+}
+
+// Leased reports whether the deadline of the epoch rests on answered keepalives alone. What was remembered over a restart may not.
+func (h *Holder) Leased(epoch fsm.Epoch) bool {
+	return h.valid && epoch == h.epoch && h.leased.Raw >= h.until.Raw && h.leased.Boot >= h.until.Boot
 }
 
 // Restore takes over what the sentinel remembers of this very instance, after a restart of the agent.
 func (h *Holder) Restore(epoch fsm.Epoch, until Stamp) {
-	h.epoch, h.until, h.valid = epoch, until, true
+	h.epoch, h.until, h.leased, h.valid = epoch, until, Stamp{}, true
 }
 
 // Left is how long the epoch's lease is still valid, by the earlier of the two clocks; 0 or less means not at all.
@@ -162,4 +183,24 @@ func (l *Lessor) Missing(g fsm.GroupID, now Stamp) time.Duration {
 func Answer(s *fsm.State, g fsm.GroupID, node fsm.NodeID, instance string, epoch fsm.Epoch) (fsm.Lease, bool) {
 	l := s.Groups[g].Lease
 	return l, l.Holder == node && l.Instance == instance && l.Epoch == epoch && !l.Revoked
+}
+
+// Word is a member's word not to become primary, given to the holder of a lease. It ends on the later of the giver's clocks. The
+// zero value binds nobody. It is not safe for concurrent use.
+type Word struct {
+	until Stamp
+	given bool
+}
+
+// Give binds until length after received.
+func (w *Word) Give(received Stamp, length time.Duration) {
+	w.until, w.given = w.until.later(received.Add(length)), true
+}
+
+// Left is for how long the word still binds; 0 or less: it does not.
+func (w *Word) Left(now Stamp) time.Duration {
+	if !w.given {
+		return 0
+	}
+	return max(w.until.Raw-now.Raw, w.until.Boot-now.Boot)
 }

@@ -34,7 +34,7 @@ func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
 	var out []Recruit
 	for _, r := range recruits {
 		n, ok := s.Nodes[r.Node]
-		if !ok || r.Unfit != "" || n.Tags.NoFailover || n.Tags.FailoverPriority < 0 {
+		if !ok || r.Unfit != "" || !g.MayHold(r.Node) || n.Tags.NoFailover || n.Tags.FailoverPriority < 0 {
 			continue
 		}
 		if !g.Sync.Unknown && !lineageTrue(g, r.Timeline, r.Lineage) {
@@ -109,6 +109,9 @@ func (f GroupFacts) refusalText() string {
 		for _, r := range f.Recruits {
 			if r.Node == n.ID {
 				why = r.Unfit
+				if !f.Group.MayHold(r.Node) {
+					why = "joined without the last primary's knowledge, which may stay up by failsafe"
+				}
 			}
 		}
 		if why != "" {

@@ -79,7 +79,7 @@ func (f GroupFacts) sufficed() bool {
 
 func (f GroupFacts) recruitOf(id fsm.NodeID) *Recruit {
 	for _, r := range f.Recruits {
-		if r.Node == id {
+		if r.Node == id && f.Group.MayHold(id) {
 			return &r
 		}
 	}

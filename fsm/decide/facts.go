@@ -119,6 +119,33 @@ func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bo
 	return fsm.Grant{}, false
 }
 
+// newcomer reports whether there is a member that could not be elected as long as failsafe keeps a list of those that can.
+func (f Facts) newcomer() bool {
+	if !f.Group.Opened() || !f.Group.Failsafe && f.Group.Eligible == nil {
+		return false
+	}
+	return f.Group.Eligible == nil || slices.ContainsFunc(f.members(), func(id fsm.NodeID) bool { return !f.Group.MayHold(id) })
+}
+
+func (f Facts) members() (ids []fsm.NodeID) {
+	for _, n := range f.State.Members(f.Group.ID) {
+		ids = append(ids, n.ID)
+	}
+	return ids
+}
+
+func (f Facts) needsClone() bool { return !f.Local.HasData || f.Local.Unfinished != "" }
+
+// cloneSource prefers a streaming standby tagged for it, to spare the primary.
+func (f Facts) cloneSource() fsm.NodeID {
+	for _, n := range f.State.Members(f.Group.ID) {
+		if n.Tags.CloneFrom && n.ID != f.Self && n.ID != f.Group.Lease.Holder && n.Report.State == "streaming" && n.Report.Epoch == f.Epoch {
+			return n.ID
+		}
+	}
+	return f.Group.Lease.Holder
+}
+
 // wantPrimaryConf is what a holder's PostgreSQL must be set to, at every stage from before its promotion on.
 func (f Facts) wantPrimaryConf() Conf {
 	target := f.Group.Sync.Target()

@@ -24,6 +24,8 @@ func Unfit(s *fsm.State, g fsm.Group, n fsm.Node, heard map[fsm.NodeID]time.Dura
 		return "it has no PostgreSQL"
 	case n.Tags.NoFailover || n.Tags.FailoverPriority < 0:
 		return "it is tagged nofailover"
+	case !g.MayHold(n.ID):
+		return "the primary has not taken it in among those that may take over yet"
 	case n.Report.Unfit != "":
 		return n.Report.Unfit
 	case !known:

@@ -3,8 +3,6 @@ package decide
 import (
 	"fmt"
 	"time"
-
-	"matriarch/fsm"
 )
 
 // NodeRule is one row of the table. Ids have gaps and are never used again for something else.
@@ -221,6 +219,13 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
+		"R195", "bound by its word", "a primary without a majority stays up on the strength of it, whatever the state says by now",
+		func(f Facts) bool { return f.Mine && !f.Primary && f.WordLeft > 0 },
+		func(f Facts) (Action, string) {
+			return nil, fmt.Sprintf("epoch %s is granted, but this node gave a primary its word to stay a standby for another %s", f.Epoch, round(f.WordLeft))
+		},
+	},
+	{
 		"R200", "promote", "the lease is ours and its first keepalive was answered",
 		func(f Facts) bool { return f.Mine && !f.Primary && f.LeaseLeft > 0 },
 		func(f Facts) (Action, string) {
@@ -261,6 +266,13 @@ var NodeRules = []NodeRule{
 		"R230", "configure the primary", "",
 		func(f Facts) bool { return f.Primary && !f.Conf.Equal(f.wantPrimaryConf()) },
 		func(f Facts) (Action, string) { return Configure{f.wantPrimaryConf()}, f.confText(f.wantPrimaryConf()) },
+	},
+	{
+		"R235", "take members in among those that may take over", "with failsafe nobody is elected whom the primary would not ask for his word",
+		func(f Facts) bool { return f.Primary && f.Leased && f.newcomer() },
+		func(f Facts) (Action, string) {
+			return TakeIn{f.Epoch, f.members()}, "failsafe: telling the formation that every member that this node knows may take over"
+		},
 	},
 	{
 		"R240", "slots of the members", "a member always streams through its own slot",
@@ -376,15 +388,3 @@ func (f Facts) sentinelSilent() bool { return f.Sentinel.Silent >= SentinelSilen
 
 // couldBePrimary: with a silent sentinel the last known role may be out of date.
 func (f Facts) couldBePrimary() bool { return f.Primary || f.HoldsAny }
-
-func (f Facts) needsClone() bool { return !f.Local.HasData || f.Local.Unfinished != "" }
-
-// cloneSource prefers a streaming standby tagged for it, to spare the primary.
-func (f Facts) cloneSource() fsm.NodeID {
-	for _, n := range f.State.Members(f.Group.ID) {
-		if n.Tags.CloneFrom && n.ID != f.Self && n.ID != f.Group.Lease.Holder && n.Report.State == "streaming" && n.Report.Epoch == f.Epoch {
-			return n.ID
-		}
-	}
-	return f.Group.Lease.Holder
-}

@@ -14,6 +14,8 @@ type View struct {
 	Removed   bool          // the leader says that this node was taken out for good
 	Instance  string        // of our sentinel, drawn at its start
 	LeaseLeft time.Duration // how long the answered keepalive of Sentinel.Epoch or, on a standby, of our lease in State is still valid
+	Leased    bool          // that rests on keepalives answered to this very process alone, and State is as new as their answers
+	WordLeft  time.Duration // how long this node's word not to become primary still binds it; 0: it does not
 	Sentinel  Sentinel
 	PG        Postgres
 	Local     Local
@@ -67,7 +69,8 @@ type Local struct {
 	Lineage    map[fsm.Timeline]fsm.Epoch // see LineageOf
 	Unfinished string                     // a clone or rewind that did not end
 	SystemID   string
-	Stray      bool // a postmaster runs here that no sentinel of ours started or watches
+	Word       time.Duration // the longest word not to become primary that may still bind it, from its start on; 0: none
+	Stray      bool          // a postmaster runs here that no sentinel of ours started or watches
 }
 
 // LineageOf is the epoch that made a timeline held here. Before a promotion, key 0 gets its epoch: a timeline that is not
@@ -171,6 +174,11 @@ type (
 	Slots struct{}
 	// Equip makes the roles and databases that every group has.
 	Equip struct{ Epoch fsm.Epoch }
+	// TakeIn adds all members that the state knows to those that may take over.
+	TakeIn struct {
+		Epoch fsm.Epoch
+		Nodes []fsm.NodeID
+	}
 	// ProposeSync asks for another synchronous pair.
 	ProposeSync struct {
 		Epoch  fsm.Epoch
@@ -197,4 +205,5 @@ func (Record) action()      {}
 func (Confirm) action()     {}
 func (Slots) action()       {}
 func (Equip) action()       {}
+func (TakeIn) action()      {}
 func (ProposeSync) action() {}

@@ -139,6 +139,8 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 		return "slots", quick, quickTimeout, func(ctx context.Context) error { return pg.Slots(ctx, r) }
 	case decide.Equip:
 		return "equipping", quick, promoteTimeout, func(ctx context.Context) error { return a.equip(ctx, r, x.Epoch) }
+	case decide.TakeIn:
+		return "taking members in", quick, quickTimeout, func(ctx context.Context) error { return a.takeIn(ctx, r, x) }
 	case decide.ProposeSync:
 		return "changing the synchronous set", quick, quickTimeout, func(ctx context.Context) error {
 			return a.submit(ctx, fsm.SyncPropose{Group: r.Group.ID, Epoch: x.Epoch, Pair: x.Pair, Reason: x.Reason})
@@ -320,6 +322,11 @@ func (a *Agent) adopt(ctx context.Context, r Roster, e fsm.Epoch) error {
 	a.lease.mu.Lock()
 	held, until, ok := a.lease.h.Until()
 	a.lease.mu.Unlock()
+	leave, err := a.word.enter(a.cfg.Clock())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	last, granted := r.Group.LastGrant()
 	if !ok || held != e || !granted || last.Epoch != e {
 		return errNotYet

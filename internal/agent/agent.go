@@ -24,6 +24,7 @@ type Config struct {
 	Sentinel Sentinel
 	Clock    lease.Clock
 	Hooks    Hooks // nil: none
+	Peers    Peers // nil: nobody can be asked, so there is no failsafe
 	Log      *slog.Logger
 	// Decided is told every decision whose rule differs from the one before.
 	Decided func(decide.Plan)
@@ -45,6 +46,8 @@ type Agent struct {
 	restarts chan chan error
 	reinits  chan reinitCall
 	unfit    unfitBox
+	word     *wordBox
+	failsafe failsafeBox
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
@@ -90,7 +93,7 @@ func New(cfg Config) *Agent {
 		cfg.Hooks = NoHooks{}
 	}
 	return &Agent{
-		cfg: cfg, wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), opened: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		cfg: cfg, word: newWordBox(), wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), opened: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 		recruits: make(chan recruitCall), restarts: make(chan chan error), reinits: make(chan reinitCall), jobs: make(chan jobDone, 1), missing: map[fsm.NodeID]time.Time{},
 	}
 }
@@ -127,9 +130,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if e, until, ok := a.cfg.Sentinel.Remembered(); ok {
 		a.lease.restore(a.cfg.Sentinel.Instance(), e, until)
 	}
+	a.word.tend(a.cfg.Clock, a.cfg.Postgres)
 	a.meet(ctx)
 	wg.Go(func() { a.keepalives(ctx) })
 	wg.Go(func() { a.heartbeat(ctx) })
+	wg.Go(func() { a.keepFailsafe(ctx) })
 	err := a.loop(ctx)
 	cancel()
 	if a.job != nil {
@@ -149,40 +154,6 @@ func (a *Agent) meet(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// leaseBox guards the Holder: keepalives write it, the loop reads it.
-type leaseBox struct {
-	mu sync.Mutex
-	h  *lease.Holder
-	of string
-}
-
-func (b *leaseBox) restore(instance string, e fsm.Epoch, until lease.Stamp) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.h, b.of = lease.NewHolder(instance), instance
-	b.h.Restore(e, until)
-}
-
-func (b *leaseBox) answered(sent lease.Stamp, instance string, l fsm.Lease) (lease.Stamp, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.of != instance {
-		b.h, b.of = lease.NewHolder(instance), instance
-	}
-	moved := b.h.Answered(sent, l.Instance, l.Epoch, l.TTL)
-	_, until, _ := b.h.Until()
-	return until, moved
-}
-
-func (b *leaseBox) left(instance string, e fsm.Epoch, now lease.Stamp) time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.h == nil || b.of != instance {
-		return 0
-	}
-	return b.h.Left(e, now)
 }
 
 // sentinelBox holds the last answer of the sentinel, and since when one is owed.

@@ -41,6 +41,8 @@ type bed struct {
 	deaf      bool                                       // the leader does not answer
 	hooks     map[string]func(ctx context.Context) error // by call
 	beats     []Beat
+	heard     time.Duration                            // since the leader
+	words     func(fsm.Node, decide.WordRequest) error // the members' answers
 	remembers fsm.Epoch
 }
 
@@ -83,7 +85,7 @@ func inBed(t *testing.T, self fsm.NodeID, prepare func(*bed), body func(*bed)) {
 		b := &bed{t: t, began: time.Now(), stop: stop, done: make(chan error, 1), state: startState(), at: map[string][]time.Duration{}, hooks: map[string]func(context.Context) error{}}
 		prepare(b)
 		b.agent = New(Config{
-			Self: self, Control: fakeControl{b}, Postgres: fakePostgres{b}, Sentinel: &fakeSentinel{b, make(chan struct{})},
+			Self: self, Control: fakeControl{b}, Peers: fakePeers{b}, Postgres: fakePostgres{b}, Sentinel: &fakeSentinel{b, make(chan struct{})},
 			Clock: func() lease.Stamp { return lease.Stamp{Raw: time.Since(b.began), Boot: time.Since(b.began)} }, Log: slog.New(slog.DiscardHandler),
 		})
 		go func() { b.done <- b.agent.Run(ctx) }()
@@ -169,6 +171,27 @@ func (c fakeControl) Submit(ctx context.Context, cmd fsm.Command) (fsm.Result, e
 	return fsm.Result{OK: true, Index: c.State().Index + 1}, c.call(ctx, "submit-%s %+v", cmd.Kind(), cmd)
 }
 
+func (c fakeControl) HeardLeader() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard
+}
+
+type fakePeers struct{ *bed }
+
+func (p fakePeers) Word(ctx context.Context, to fsm.Node, r decide.WordRequest) error {
+	if err := p.call(ctx, "word %s %s %s", to.ID, r.Epoch, r.Length); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	answer := p.words
+	p.mu.Unlock()
+	if answer == nil {
+		return errSilent
+	}
+	return answer(to, r)
+}
+
 func (c fakeControl) Keepalive(ctx context.Context, b Beat) (Answer, error) {
 	c.mu.Lock()
 	c.beats = append(c.beats, b)
@@ -177,7 +200,7 @@ func (c fakeControl) Keepalive(ctx context.Context, b Beat) (Answer, error) {
 	if deaf {
 		return Answer{}, hang(ctx)
 	}
-	return Answer{Held: l.Holder == b.Node && l.Instance == b.Instance && l.Epoch == b.Epoch, Lease: l, NextIn: 500 * time.Millisecond}, c.call(ctx, "keepalive")
+	return Answer{Held: l.Holder == b.Node && l.Instance == b.Instance && l.Epoch == b.Epoch, Lease: l, Index: 1, NextIn: 500 * time.Millisecond}, c.call(ctx, "keepalive")
 }
 
 type fakePostgres struct{ *bed }
@@ -246,6 +269,13 @@ func (p fakePostgres) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
 	p.local.Lineage[tl] = e
 	p.mu.Unlock()
 	return p.call(context.Background(), "lineage %d=%s", tl, e)
+}
+
+func (p fakePostgres) SetWord(length time.Duration) error {
+	p.mu.Lock()
+	p.local.Word = length
+	p.mu.Unlock()
+	return p.call(context.Background(), "set-word %s", length)
 }
 
 func (p fakePostgres) Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error) {

@@ -89,7 +89,7 @@ func (a *Agent) beat(ctx context.Context) time.Duration {
 		nudge(a.wake)
 	}
 	if ans.Held {
-		if until, moved := a.lease.answered(sent, instance, ans.Lease); moved {
+		if until, moved := a.lease.answered(sent, instance, ans); moved {
 			a.renewed(ctx, ans.Lease.Epoch, until)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 var pace = map[string]time.Duration{
 	"R152": 10 * time.Millisecond, "R205": 20 * time.Millisecond, "R302": 50 * time.Millisecond, "R190": 20 * time.Millisecond, "R350": 100 * time.Millisecond,
 	"R120": 100 * time.Millisecond, "R148": 100 * time.Millisecond, "R314": 100 * time.Millisecond,
+	"R195": 100 * time.Millisecond,
 }
 
 const (
@@ -103,7 +104,8 @@ func (a *Agent) observe(ctx context.Context) decide.View {
 	if v.Sentinel.Primary {
 		epoch = v.Sentinel.Epoch
 	}
-	v.LeaseLeft = a.lease.left(v.Instance, epoch, a.cfg.Clock())
+	now := a.cfg.Clock()
+	v.LeaseLeft, v.Leased, v.WordLeft = a.lease.left(v.Instance, epoch, now), a.lease.leased(v.Instance, epoch, s.Index), max(a.word.left(now), 0)
 	return v
 }
 

@@ -16,6 +16,8 @@ type Control interface {
 	Submit(ctx context.Context, c fsm.Command) (fsm.Result, error)
 	// Read answers a state that has everything committed when it was called.
 	Read(ctx context.Context) (*fsm.State, error)
+	// HeardLeader is how long ago a Raft leader was heard of: 0 on the leader itself, negative when never.
+	HeardLeader() time.Duration
 	// Keepalive sends one keepalive to the leader and waits for its answer.
 	Keepalive(ctx context.Context, b Beat) (Answer, error)
 }
@@ -33,6 +35,7 @@ type Beat struct {
 type Answer struct {
 	Held    bool
 	Lease   fsm.Lease
+	Index   uint64        // of that state
 	NextIn  time.Duration // when the leader would like the next one
 	Removed bool
 }
@@ -82,6 +85,8 @@ type Postgres interface {
 	Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error)
 	// SetLineage writes down which epoch made a timeline; timeline 0 stands for any that is not listed.
 	SetLineage(tl fsm.Timeline, e fsm.Epoch) error
+	// SetWord writes down for how long this node has given its word not to become primary; 0: it has not. See decide.Local.
+	SetWord(length time.Duration) error
 	// Promoted waits until the server is out of recovery and says what its promotion made.
 	Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error)
 	// Origin says which timeline a timeline held here left, and where; it works on a standby, too.
@@ -118,6 +123,12 @@ type Sentinel interface {
 	Events() <-chan struct{}
 	// Reset kills every process of PostgreSQL without the sentinel's help and starts another sentinel.
 	Reset(ctx context.Context) error
+}
+
+// Peers are the other members of the group.
+type Peers interface {
+	// Word asks a member for its word. An error says why it did not give it, or that it did not answer.
+	Word(ctx context.Context, to fsm.Node, r decide.WordRequest) error
 }
 
 // Hooks are the operator's own commands.

@@ -18,6 +18,11 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if err := a.cfg.Hooks.PrePromote(ctx, r, x.Epoch); err != nil {
 		return a.giveBack(ctx, r, x.Epoch, err)
 	}
+	leave, err := a.word.enter(a.cfg.Clock())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	a.lease.mu.Lock()
 	e, until, ok := a.lease.h.Until()
 	a.lease.mu.Unlock()
@@ -30,7 +35,7 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 	if err := a.cfg.Sentinel.Deadline(ctx, e, until); err != nil {
 		return fmt.Errorf("hand over the deadline: %w", err)
 	}
-	err := a.cfg.Sentinel.Promote(ctx, x.Epoch)
+	err = a.cfg.Sentinel.Promote(ctx, x.Epoch)
 	if errors.Is(err, ErrUnfit) {
 		return a.giveBack(ctx, r, x.Epoch, err)
 	}

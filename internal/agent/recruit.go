@@ -87,7 +87,10 @@ func (a *Agent) recruitable(ctx context.Context, s *fsm.State, e fsm.Epoch) erro
 	}
 	st := a.sentinel.get()
 	g := s.Groups[s.Nodes[a.cfg.Self].Group]
+	word := a.word.left(a.cfg.Clock())
 	switch {
+	case word > 0: // a promise would leave that primary, which is up
+		return fmt.Errorf("it gave a primary without a majority its word to stay its standby for another %s", word.Round(100*time.Millisecond))
 	case e.N != g.Epoch.N+1:
 		return fmt.Errorf("its copy of the state, with epoch %s, is not the one this election rests on", g.Epoch)
 	case !local.HasData:

@@ -45,7 +45,7 @@ func (p *Postgres) Local() (decide.Local, error) {
 	if err != nil {
 		return decide.Local{}, err
 	}
-	d := decide.Local{HasData: p.m.HasData(), Promise: l.Promise, Lineage: l.Lineage}
+	d := decide.Local{HasData: p.m.HasData(), Promise: l.Promise, Lineage: l.Lineage, Word: l.Word}
 	if l.Unfinished != nil {
 		d.Unfinished = "unfinished " + l.Unfinished.Kind
 	}
@@ -271,6 +271,9 @@ func (p *Postgres) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
 	}
 	return p.m.SetLineage(tl, e)
 }
+
+// SetWord implements agent.Postgres.
+func (p *Postgres) SetWord(length time.Duration) error { return p.m.SetWord(length) }
 
 // Promoted implements agent.Postgres.
 func (p *Postgres) Promoted(ctx context.Context) (tl, parent fsm.Timeline, fork fsm.LSN, err error) {

@@ -177,12 +177,16 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 	}
 	w.mu.Unlock()
 	p.agent = agent.New(agent.Config{
-		Self: m.id, Control: control{p}, Postgres: hands{m.server, &p.gate}, Sentinel: port{m, &p.gate},
+		Self: m.id, Control: control{p}, Postgres: hands{m.server, &p.gate}, Sentinel: port{m, &p.gate}, Peers: control{p},
 		Clock: func() lease.Stamp { p.gate.pass(); return m.clock() }, Log: log,
 	})
 	transport.Register(rpc, "recruit", func(ctx context.Context, _ transport.Peer, req recruitRequest) (decide.Recruit, error) {
 		p.gate.pass()
 		return p.agent.Recruit(ctx, req.Epoch)
+	})
+	transport.Register(rpc, "word", func(ctx context.Context, _ transport.Peer, r decide.WordRequest) (struct{}, error) {
+		p.gate.pass()
+		return struct{}{}, p.agent.Word(ctx, r)
 	})
 	transport.Register(rpc, "probe", func(ctx context.Context, _ transport.Peer, req probeRequest) (decide.Probe, error) {
 		return p.probe(ctx, req)
@@ -274,7 +278,16 @@ func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, err
 	c.p.gate.pass()
 	defer c.p.gate.pass()
 	a, err := c.p.node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
-	return agent.Answer{Held: a.Held, Lease: a.Lease, NextIn: a.NextIn, Removed: a.Removed}, err
+	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed}, err
+}
+
+func (c control) HeardLeader() time.Duration { c.p.gate.pass(); return c.p.node.Status().LastContact }
+
+// Word asks a member by RPC.
+func (c control) Word(ctx context.Context, to fsm.Node, r decide.WordRequest) error {
+	c.p.gate.pass()
+	defer c.p.gate.pass()
+	return c.p.client.Call(ctx, to.Peer, string(to.ID), "word", r, &struct{}{})
 }
 
 type leadership struct{ consensus.Leadership }

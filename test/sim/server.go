@@ -22,6 +22,7 @@ type server struct {
 	// The node's own record, outside the data directory.
 	promise     fsm.Epoch
 	lineage     map[fsm.Timeline]fsm.Epoch
+	word        time.Duration
 	unfinished  string
 	credentials map[fsm.Epoch]bool
 	aside       int

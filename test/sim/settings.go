@@ -148,6 +148,14 @@ func (h hands) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
 	return nil
 }
 
+func (h hands) SetWord(length time.Duration) error {
+	h.g.pass()
+	h.s.w.mu.Lock()
+	defer h.leave()
+	h.s.word = length
+	return nil
+}
+
 func (h hands) Promoted(ctx context.Context) (tl, parent fsm.Timeline, at fsm.LSN, err error) {
 	if err := h.enter(ctx, 0, 5); err != nil {
 		return 0, 0, 0, err
