@@ -59,6 +59,49 @@ func TestHolder(t *testing.T) {
 	}
 }
 
+func TestWords(t *testing.T) {
+	v := Valid(5 * time.Second)
+	h := NewHolder("i")
+	if h.Extend(at(10), at(10), ep(1), 5*time.Second) {
+		t.Fatal("words made a lease")
+	}
+	h.Answered(at(10), "i", ep(1), 5*time.Second)
+	if !h.Leased(ep(1)) || h.Leased(ep(2)) {
+		t.Fatal("an answered keepalive is a lease, of its own epoch")
+	}
+	if h.Extend(at(12), at(12.5), ep(2), 5*time.Second) || h.Extend(at(14), at(15), ep(1), 5*time.Second) {
+		t.Fatal("prolonged another epoch, or one that was over")
+	}
+	if !h.Extend(at(12), at(12.5), ep(1), 5*time.Second) || h.Left(ep(1), at(12)) != v || h.Leased(ep(1)) {
+		t.Fatal("words count from when they were asked for")
+	}
+	h.Answered(at(11), "i", ep(1), 5*time.Second)
+	if h.Leased(ep(1)) || h.Left(ep(1), at(12)) != v {
+		t.Fatal("an answer that reaches less far than the words ended them")
+	}
+	h.Answered(at(13), "i", ep(1), 5*time.Second)
+	if !h.Leased(ep(1)) || h.Left(ep(1), at(13)) != v {
+		t.Fatal("an answer that reaches further did not")
+	}
+	h.Restore(ep(1), at(20))
+	h.Answered(at(13), "i", ep(1), 5*time.Second)
+	if h.Leased(ep(1)) {
+		t.Fatal("what was remembered may rest on words")
+	}
+
+	var w Word
+	if w.Left(at(1)) > 0 {
+		t.Fatal("bound by nothing")
+	}
+	w.Give(at(10), 5*time.Second)
+	w.Give(at(8), 5*time.Second)
+	late := at(15.1)
+	late.Raw = at(14).Raw
+	if w.Left(at(14)) != time.Second || w.Left(late) != time.Second || w.Left(at(15)) > 0 {
+		t.Fatal("a word ends on the later clock, and never earlier than given")
+	}
+}
+
 func TestLessor(t *testing.T) {
 	s := held("a", 1, 5*time.Second)
 	l := NewLessor(at(100), s)

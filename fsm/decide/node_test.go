@@ -183,6 +183,22 @@ var nodeExamples = []nodeExample{
 		"granted and answered", "R200", standby(group(fresh), detached, func(v *View) { v.LeaseLeft = time.Second }),
 		Promote{Epoch: ep(2), From: 2, Conf: Conf{Phase: Closed, Sync: fsm.NewPair(1, "c"), Epoch: ep(2)}},
 	},
+	{"granted, but its word binds it", "R195", standby(detached, group(fresh), func(v *View) { v.LeaseLeft, v.WordLeft = 4*time.Second, 3*time.Second }), nil},
+	{"its word binds no primary", "R250", primary(func(v *View) { v.WordLeft = 3 * time.Second }), nil},
+	{
+		"failsafe switched on", "R235", primary(group(func(g *fsm.Group) { g.Failsafe = true }), func(v *View) { v.Leased = true }),
+		TakeIn{ep(1), []fsm.NodeID{"a", "b", "c"}},
+	},
+	{
+		"a member joined", "R235", primary(group(func(g *fsm.Group) { g.Failsafe, g.Eligible = true, []fsm.NodeID{"a", "b"} }), func(v *View) { v.Leased = true }),
+		TakeIn{ep(1), []fsm.NodeID{"a", "b", "c"}},
+	},
+	{
+		"a member joined after failsafe was switched off", "R235", primary(group(func(g *fsm.Group) { g.Eligible = []fsm.NodeID{"a", "b"} }), func(v *View) { v.Leased = true }),
+		TakeIn{ep(1), []fsm.NodeID{"a", "b", "c"}},
+	},
+	{"a member joined, but words keep the lease", "R250", primary(group(func(g *fsm.Group) { g.Failsafe, g.Eligible = true, []fsm.NodeID{"a", "b"} })), nil},
+	{"failsafe in force", "R250", primary(group(trusting), func(v *View) { v.Leased = true }), nil},
 	{"granted", "R205", standby(group(fresh), detached), nil},
 	{"promoted", "R210", standby(group(fresh), detached, func(v *View) { v.LeaseLeft, v.Sentinel.Primary, v.Sentinel.Epoch = time.Second, true, ep(2) }), Record{ep(2)}},
 	{
@@ -286,6 +302,18 @@ func TestTablesAreWellFormed(t *testing.T) {
 	}
 	if !NodeRules[len(NodeRules)-1].When(Facts{}) {
 		t.Error("the last node rule does not always hold")
+	}
+	for _, r := range HoldRules {
+		if r.ID <= last && last[0] == 'F' || r.Name == "" {
+			t.Errorf("rule %s after %s", r.ID, last)
+		}
+		last = r.ID
+	}
+	for _, r := range WordRules {
+		if r.ID <= last || r.Name == "" {
+			t.Errorf("rule %s after %s", r.ID, last)
+		}
+		last = r.ID
 	}
 	last = ""
 	for _, r := range ClusterRules {
