@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"matriarch/fsm"
 	"matriarch/internal/config"
 	"matriarch/internal/obs"
 	"matriarch/internal/proxy"
@@ -18,9 +19,18 @@ func (n *node) openProxy() (err error) {
 	if len(listeners) == 0 {
 		return nil
 	}
-	n.roles = newRoles(n.consensus.State, n.consensus.Status, n.cfg.Proxy.Standby)
+	n.roles = newRoles(n.consensus.State, n.consensus.Status, n.upheld, n.cfg.Proxy.Standby)
 	n.proxy, err = proxy.New(proxy.Config{Listeners: listeners, Source: n.roles, Log: n.log})
 	return err
+}
+
+// upheld reports whether failsafe keeps a group's primary up, as far as this node knows: it is that primary, or gave it its word.
+func (n *node) upheld(g fsm.GroupID) bool {
+	if n.consensus.State().Nodes[n.id.NodeID].Group != g {
+		return false
+	}
+	f := n.agent.Failsafe()
+	return f.Active || f.WordLeft > 0
 }
 
 func proxyListeners(p config.Proxy) []proxy.Listener {

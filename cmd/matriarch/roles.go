@@ -30,10 +30,12 @@ const (
 //
 // A node that has heard of no leader for a TTL may have missed a change of primary. It need not find out: a primary that was replaced has stopped
 // itself by then. So the sessions there stay, for their server to end, and new ones wait for the leader's word. Standbys go on taking readers,
-// who were never promised more than what a standby has.
+// who were never promised more than what a standby has. With failsafe the primary's own node, and members that gave it their word, know
+// that it is up, and go on bringing clients to it.
 type roles struct {
 	state   func() *fsm.State
 	status  func() consensus.Status
+	upheld  func(fsm.GroupID) bool // failsafe keeps the group's primary up, as far as this node knows
 	standby config.ProxyStandby
 	wake    chan struct{}
 
@@ -53,9 +55,9 @@ type primaryship struct {
 	epoch fsm.Epoch
 }
 
-func newRoles(state func() *fsm.State, status func() consensus.Status, standby config.ProxyStandby) *roles {
+func newRoles(state func() *fsm.State, status func() consensus.Status, upheld func(fsm.GroupID) bool, standby config.ProxyStandby) *roles {
 	return &roles{
-		state: state, status: status, standby: standby, wake: make(chan struct{}, 1), lists: map[proxy.Kind][]proxy.Target{}, changed: make(chan struct{}),
+		state: state, status: status, upheld: upheld, standby: standby, wake: make(chan struct{}, 1), lists: map[proxy.Kind][]proxy.Target{}, changed: make(chan struct{}),
 		open: map[primaryship]time.Time{}, lagging: map[fsm.NodeID]bool{},
 	}
 }
@@ -144,7 +146,7 @@ func (r *roles) cast(s *fsm.State, stale bool, now time.Time) (map[proxy.Kind][]
 				kind = proxy.Coordinator
 			}
 			lists[kind] = append(lists[kind], proxy.Target{
-				Node: n.ID, Name: n.Name, Addr: n.Postgres, Epoch: g.Epoch, Draining: stale || shut || g.Op.Demoting(g.Epoch),
+				Node: n.ID, Name: n.Name, Addr: n.Postgres, Epoch: g.Epoch, Draining: stale && !(r.current && r.upheld(id)) || shut || g.Op.Demoting(g.Epoch),
 			})
 		}
 		if r.standby.Groups == "all" || (id == 0) == (r.standby.Groups == "coordinator") {

@@ -59,7 +59,7 @@ func report(id fsm.NodeID, change func(*fsm.Report)) func(*fsm.State) {
 	}
 }
 
-func newTestRoles(standby config.ProxyStandby) *roles { return newRoles(nil, nil, standby) }
+func newTestRoles(standby config.ProxyStandby) *roles { return newRoles(nil, nil, func(fsm.GroupID) bool { return false }, standby) }
 
 // shown writes lists as text: a draining server in parentheses.
 func shown(lists map[proxy.Kind][]proxy.Target) string {
@@ -210,11 +210,12 @@ func TestRolesRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var state atomic.Pointer[fsm.State]
 		var heard atomic.Pointer[time.Time]
+		var upheld atomic.Bool
 		state.Store(castState())
 		heard.Store(new(time.Now()))
 		r := newRoles(state.Load, func() consensus.Status {
 			return consensus.Status{Applied: 1, Commit: 1, LastContact: time.Since(*heard.Load())}
-		}, config.ProxyStandby{Groups: "coordinator"})
+		}, func(g fsm.GroupID) bool { return g == 0 && upheld.Load() }, config.ProxyStandby{Groups: "coordinator"})
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- r.run(ctx) }()
@@ -242,6 +243,8 @@ func TestRolesRun(t *testing.T) {
 		step("no leader for less than a TTL", false, "c2 ", func() { time.Sleep(4 * time.Second) })
 		step("no leader for a TTL", true, "(c2) ", func() { time.Sleep(2 * time.Second) })
 		step("a leader again", true, "c2 ", func() { heard.Store(new(time.Now())); time.Sleep(staleLook) })
+		step("no leader, but failsafe", false, "c2 ", func() { upheld.Store(true); time.Sleep(7 * time.Second) })
+		step("the end of failsafe", true, "(c2) ", func() { upheld.Store(false); time.Sleep(staleLook) })
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)

@@ -32,6 +32,9 @@ func (s source) Status(context.Context) admin.Status {
 	}
 	fs := n.sentinel.Status()
 	st.Self = admin.NewSelf(n.agent.Snapshot(), now, admin.Processes{Agent: os.Getpid(), Sentinel: fs.SentinelPID, PostmasterStarted: fs.StartedAt})
+	if f := n.agent.Failsafe(); st.Self != nil && (f.On || f.Active || f.WordLeft > 0) {
+		st.Self.Failsafe = &f
+	}
 	n.metrics.Raft(raft.Leading, raft.Term, raft.Applied)
 	return st
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"matriarch/fsm"
 	"matriarch/internal/admin"
+	"matriarch/internal/agent"
 	"matriarch/internal/proxy"
 )
 
@@ -129,6 +131,7 @@ func renderNode(w io.Writer, v nodeView, s *fsm.State) {
 		"since", self.Since.Format(time.RFC3339),
 		"action", self.Job, "failed", self.Failed, "set aside", strings.Join(self.SetAside, "\n"),
 		"lease", leaseText(self),
+		"failsafe", failsafeText(self.Failsafe, s),
 		"sentinel", fmt.Sprintf("%s, pid %d, instance %s", self.Sentinel, self.Processes.Sentinel, self.Instance),
 		"agent", fmt.Sprintf("pid %d, last decision %s ago", self.Processes.Agent, self.Age.Round(time.Millisecond)),
 		"server", serverText(self),
@@ -148,6 +151,27 @@ func leaseText(self *admin.Self) string {
 		return ""
 	}
 	return fmt.Sprintf("epoch %s, %s left", self.Epoch, self.LeaseLeft.Round(10*time.Millisecond))
+}
+
+// failsafeText says what a node knows of failsafe, which the replicated state cannot: it is for when that stands still.
+func failsafeText(f *agent.Failsafe, s *fsm.State) string {
+	if f == nil {
+		return ""
+	}
+	var parts []string
+	switch {
+	case f.Active:
+		parts = append(parts, "active since "+f.Since.Format(time.RFC3339)+": the primary is up on the words of the members")
+	case f.On:
+		parts = append(parts, fmt.Sprintf("on, %s %s", f.Rule, f.Name))
+	}
+	for _, id := range slices.Sorted(maps.Keys(f.Without)) {
+		parts = append(parts, fmt.Sprintf("%s did not give its word: %s", s.Name(id), f.Without[id]))
+	}
+	if f.WordLeft > 0 {
+		parts = append(parts, fmt.Sprintf("gave its word not to become primary for another %s", f.WordLeft.Round(100*time.Millisecond)))
+	}
+	return strings.Join(parts, "\n")
 }
 
 func serverText(self *admin.Self) string {

@@ -43,6 +43,7 @@ type Group struct {
 	Waiting   bool           `json:"waiting,omitempty"`                 // strict, and commits wait for a standby
 	Paused    bool           `json:"paused,omitempty"`
 	Early     string         `json:"early_failover,omitempty"` // yes, or why a failover now would have to wait for the end of the lease; when the leader answered
+	Failsafe  string         `json:"failsafe,omitempty"`       // on, or why it would not help yet; empty: off
 	Retired   bool           `json:"retired,omitempty"`        // left the Citus metadata
 	Degraded  bool           `json:"degraded,omitempty"`       // commits wait for fewer than they should although there is somebody to wait for
 	Operation *OperationView `json:"operation,omitempty"`
@@ -113,6 +114,12 @@ func newGroup(st Status, g fsm.Group) Group {
 		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g, g.Sync.Target()), Paused: g.Paused, Retired: g.Retired,
 		Degraded: g.Mode != fsm.Off && g.Opened() && g.Sync.Target().K < min(g.Confirmers(), syncable(s, g)),
 		Strict:   g.Strict, SyncCount: g.Confirmers(), SyncLag: g.SyncLag, Waiting: waiting(s, g),
+	}
+	switch {
+	case g.Failsafe && g.Eligible == nil:
+		v.Failsafe = "on, but the primary has not seen to it yet"
+	case g.Failsafe:
+		v.Failsafe = "on"
 	}
 	if g.Sync.Joint() {
 		for _, p := range g.Sync.Pairs {
@@ -190,6 +197,8 @@ func troubles(st Status, f Formation) []string {
 	var out []string
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	switch {
+	case f.Raft.Leader == "" && st.Self != nil && st.Self.Failsafe != nil && st.Self.Failsafe.Active:
+		add("no Raft leader: nothing can be changed; by failsafe the primary here, %s, stays up as long as every member of its group answers it", st.Name)
 	case f.Raft.Leader == "":
 		add("no Raft leader: nothing can be changed, and primaries stop at the end of their lease")
 	case !st.Raft.Leads:

@@ -58,6 +58,7 @@ type Self struct {
 	Report     fsm.Report       `json:"report"`
 	SetAside   []string         `json:"set_aside,omitempty"` // paths of what this node had and its group has not
 	Postgres   Postgres         `json:"postgres"`
+	Failsafe   *agent.Failsafe  `json:"failsafe,omitempty"` // nil: off, and it has given its word to nobody
 }
 
 // Processes are the pids and times that the node's loop does not know.

@@ -86,7 +86,7 @@ func situations() map[string]admin.Status {
 
 func TestHealthChecks(t *testing.T) {
 	primaryPaths := []string{"/", "/primary", "/read-write", "/master"}
-	always := []string{"/patroni", "/cluster", "/history", "/config", "/metrics"}
+	always := []string{"/patroni", "/failsafe", "/cluster", "/history", "/config", "/metrics"}
 	alive := append([]string{"/health", "/liveness"}, always...)
 	want := map[string][]string{ // what answers 200; everything else answers 503
 		"primary":           slices.Concat(primaryPaths, alive, []string{"/leader", "/read-only", "/read-only-sync", "/read-only-quorum", "/readiness"}),
@@ -285,7 +285,7 @@ func TestMetricsAreOfNow(t *testing.T) {
 }
 
 func TestNoSecretLeaks(t *testing.T) {
-	for _, path := range []string{"/patroni", "/cluster", "/history", "/config", "/metrics"} {
+	for _, path := range []string{"/patroni", "/failsafe", "/cluster", "/history", "/config", "/metrics"} {
 		if text := get(t, admintest.Status(admintest.Coord1), http.MethodGet, path).Body.String(); strings.Contains(text, "hash-of-a-secret") {
 			t.Errorf("%s shows the hash of a token", path)
 		}

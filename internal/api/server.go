@@ -73,6 +73,9 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("/patroni", s.reading(func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, nodeStatus(s.cfg.Source.Status(r.Context())))
 	}))
+	mux.HandleFunc("/failsafe", s.reading(func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, http.StatusOK, failsafeView(s.cfg.Source.Status(r.Context())))
+	}))
 	mux.HandleFunc("/cluster", s.reading(s.withState(clusterView)))
 	mux.HandleFunc("/history", s.reading(s.withState(historyView)))
 	mux.HandleFunc("/config", s.reading(s.withState(configView)))
@@ -145,6 +148,7 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 		epoch, left = self.Epoch, self.LeaseLeft
 	}
 	m.Lease(epoch, left)
+	m.Failsafe(failsafeActive(st))
 	m.Handler().ServeHTTP(w, r)
 }
 

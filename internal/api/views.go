@@ -35,6 +35,7 @@ type node struct {
 	LastSeen          int64          `json:"dcs_last_seen"`
 	Tags              map[string]any `json:"tags,omitempty"`
 	PendingRestart    bool           `json:"pending_restart,omitempty"`
+	Failsafe          bool           `json:"failsafe_mode_is_active,omitempty"`
 	SystemID          string         `json:"database_system_identifier,omitempty"`
 	Patroni           patroniInfo    `json:"patroni"`
 
@@ -101,6 +102,7 @@ func fillSelf(out *node, st admin.Status) {
 	self := st.Self
 	r := self.Report
 	out.State, out.LeaseRemaining, out.Fence = stateOf(st).String(), self.LeaseLeft.Milliseconds(), r.Fence
+	out.Failsafe = failsafeActive(st)
 	out.Rule, out.Reason, out.PendingRestart = self.Rule+" "+self.Name, self.Reason, r.Pending
 	if t := self.Processes.PostmasterStarted; !t.IsZero() && self.Postmaster != 0 {
 		out.PostmasterStarted = t.UTC().Format("2006-01-02 15:04:05.000000-07:00")
@@ -120,6 +122,44 @@ func fillSelf(out *node, st admin.Status) {
 	}
 	out.QuorumStandby, _ = inQuorum(st, nil)
 	out.SyncStandby, _ = hasEveryCommit(st, nil)
+}
+
+func failsafeActive(st admin.Status) bool {
+	return st.Self != nil && st.Self.Failsafe != nil && st.Self.Failsafe.Active
+}
+
+// failsafe is the body of /failsafe: what the node itself knows, since the replicated state stands still when it matters.
+type failsafe struct {
+	On             bool              `json:"failsafe"`
+	Active         bool              `json:"failsafe_active"` // the primary here is up on the members' words
+	Since          *time.Time        `json:"since,omitempty"`
+	LeaseRemaining int64             `json:"lease_remaining_ms"`
+	Reason         string            `json:"reason,omitempty"`
+	Without        map[string]string `json:"without,omitempty"`           // who did not give its word when last asked, and why
+	WordRemaining  int64             `json:"word_remaining_ms,omitempty"` // how long this node's own word to another primary binds it
+}
+
+func failsafeView(st admin.Status) failsafe {
+	var out failsafe
+	if st.Self == nil {
+		return out
+	}
+	out.LeaseRemaining = st.Self.LeaseLeft.Milliseconds()
+	f := st.Self.Failsafe
+	if f == nil {
+		return out
+	}
+	out.On, out.Active, out.WordRemaining, out.Reason = f.On, f.Active, f.WordLeft.Milliseconds(), f.Rule+" "+f.Name
+	if f.Active {
+		out.Since = &f.Since
+	}
+	for id, why := range f.Without {
+		if out.Without == nil {
+			out.Without = map[string]string{}
+		}
+		out.Without[st.State.Name(id)] = why
+	}
+	return out
 }
 
 func senders(st admin.Status) []sender {
@@ -172,6 +212,7 @@ func patroniMetrics(st admin.Status) obs.Patroni {
 	if st.Self == nil {
 		return p
 	}
+	p.FailsafeActive = failsafeActive(st)
 	r := st.Self.Report
 	p.PostmasterStart, p.PendingRestart = st.Self.Processes.PostmasterStarted, r.Pending
 	p.PostgresRunning = running(st)

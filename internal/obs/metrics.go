@@ -27,6 +27,7 @@ type Metrics struct {
 	leaseRemaining   prometheus.Gauge
 	leaseIncarnation prometheus.Gauge
 	leaseEpoch       prometheus.Gauge
+	failsafe         prometheus.Gauge
 
 	tick      prometheus.Histogram
 	decisions *prometheus.CounterVec
@@ -57,6 +58,7 @@ func NewMetrics(scope, name, version string) *Metrics {
 	m.raftApplied = gauge("matriarch_raft_applied_index", "Last log entry applied to this node's copy of the state.")
 	m.leaseRemaining = gauge("matriarch_lease_remaining_seconds", "Time left of the lease this node holds, 0 if it holds none.")
 	m.leaseIncarnation = gauge("matriarch_lease_incarnation", "First half of the epoch of the lease this node holds, 0 if it holds none.")
+	m.failsafe = gauge("matriarch_failsafe_active", "1 while the primary here is up without a Raft majority, on the words of its group's members.")
 	m.leaseEpoch = gauge("matriarch_lease_epoch", "Second half of the epoch of the lease this node holds, 0 if it holds none.")
 	m.decisions = vec("matriarch_rule_decisions_total", "Decisions taken by each rule.", "rule")
 	m.events = vec("matriarch_events_total", "Events of each kind.", "kind")
@@ -103,6 +105,14 @@ func (m *Metrics) Lease(epoch fsm.Epoch, remaining time.Duration) {
 	m.leaseIncarnation.Set(float64(epoch.Inc))
 	m.leaseEpoch.Set(float64(epoch.N))
 	m.leaseRemaining.Set(max(remaining, 0).Seconds())
+}
+
+// Failsafe tells whether the primary here is up on the members' words instead of its lease.
+func (m *Metrics) Failsafe(active bool) {
+	m.failsafe.Set(0)
+	if active {
+		m.failsafe.Set(1)
+	}
 }
 
 // Tick records how long one tick took from proposal to commit.
