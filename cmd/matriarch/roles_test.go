@@ -59,7 +59,9 @@ func report(id fsm.NodeID, change func(*fsm.Report)) func(*fsm.State) {
 	}
 }
 
-func newTestRoles(standby config.ProxyStandby) *roles { return newRoles(nil, nil, func(fsm.GroupID) bool { return false }, standby) }
+func newTestRoles(standby config.ProxyStandby) *roles {
+	return newRoles(nil, nil, func(fsm.GroupID) bool { return false }, standby)
+}
 
 // shown writes lists as text: a draining server in parentheses.
 func shown(lists map[proxy.Kind][]proxy.Target) string {
@@ -243,7 +245,7 @@ func TestRolesRun(t *testing.T) {
 		step("no leader for less than a TTL", false, "c2 ", func() { time.Sleep(4 * time.Second) })
 		step("no leader for a TTL", true, "(c2) ", func() { time.Sleep(2 * time.Second) })
 		step("a leader again", true, "c2 ", func() { heard.Store(new(time.Now())); time.Sleep(staleLook) })
-		step("no leader, but failsafe", false, "c2 ", func() { upheld.Store(true); time.Sleep(7 * time.Second) })
+		step("no leader, but failsafe in this group", true, "c2 ", func() { upheld.Store(true); time.Sleep(7 * time.Second) })
 		step("the end of failsafe", true, "(c2) ", func() { upheld.Store(false); time.Sleep(staleLook) })
 		cancel()
 		if err := <-ended; err != nil {

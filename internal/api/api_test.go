@@ -101,7 +101,7 @@ func TestHealthChecks(t *testing.T) {
 		"primary dead":      slices.Concat(always, []string{"/leader", "/liveness"}),
 		"loop stuck":        slices.Concat(always, []string{"/health", "/replica", "/read-only", "/quorum", "/synchronous", "/sync", "/read-only-quorum", "/read-only-sync", "/readiness"}),
 		"no loop yet":       always,
-		"no state yet":      {"/patroni", "/metrics"},
+		"no state yet":      {"/patroni", "/failsafe", "/metrics"},
 		"not streaming":     slices.Concat(alive, []string{"/replica", "/read-only", "/quorum", "/synchronous", "/sync", "/read-only-quorum", "/read-only-sync"}),
 	}
 	paths := always
