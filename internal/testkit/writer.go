@@ -206,7 +206,8 @@ func (w *Writer) Acks() []Ack {
 	return slices.Clone(w.acks)
 }
 
-func (w *Writer) lastError() error {
+// LastError is the newest error of a write, nil when none has failed.
+func (w *Writer) LastError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.last
@@ -221,7 +222,7 @@ func (w *Writer) WaitAck() {
 		if len(acks) > 0 && acks[len(acks)-1].N > after {
 			return nil
 		}
-		return fmt.Errorf("last error: %w", orNone(w.lastError()))
+		return fmt.Errorf("last error: %w", orNone(w.LastError()))
 	})
 }
 
