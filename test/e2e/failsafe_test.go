@@ -93,9 +93,12 @@ func TestFailsafe(t *testing.T) {
 			}
 			return nil
 		})
-		if !strings.Contains(p.Log(), "failsafe ends") {
-			t.Error("the log does not tell")
-		}
+		c.EventuallyWithin(ttl, "the log tells", func() error {
+			if !strings.Contains(p.Log(), "failsafe ends") {
+				return errors.New("it does not")
+			}
+			return nil
+		})
 	})
 
 	c.Run("majority back", func(t *testing.T) {
