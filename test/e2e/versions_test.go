@@ -14,7 +14,7 @@ import (
 )
 
 // previous is the commit whose program a formation is upgraded from: the newest one with another version of the commands.
-const previous = "d338284"
+const previous = "c2737e706ec1"
 
 // TestMixedVersions upgrades a formation from the version before, with failovers and switchovers while both are there, and back.
 func TestMixedVersions(t *testing.T) {
