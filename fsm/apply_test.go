@@ -54,10 +54,10 @@ var (
 	freed = append(slices.Clip(quorate), Expire{0, ep(1)})
 )
 
-// trusted has failsafe on; in newcomer c was not taken in before the lease ended.
+// trusted has failsafe on; in untaken c was not taken in before the lease ended.
 var (
-	trusted  = append(slices.Clip(opened), GroupSet{Group: 0, Failsafe: new(true)})
-	newcomer = append(slices.Clip(trusted), EligibleSet{0, ep(1), []NodeID{"a", "b"}}, Expire{0, ep(1)})
+	trusted = append(slices.Clip(opened), GroupSet{Group: 0, Failsafe: new(true)})
+	untaken = append(slices.Clip(trusted), EligibleSet{0, ep(1), []NodeID{"a", "b"}}, Expire{0, ep(1)})
 )
 
 func grantTo(id NodeID, prev uint64, s ...NodeID) GrantCmd {
@@ -142,13 +142,13 @@ func TestApplyRefusals(t *testing.T) {
 		{"grant to another group's node", initial, grantTo("w", 0), "not a member"},
 		{"grant before initialisation", members, grantTo("a", 0), "not initialised"},
 		{"grant of a held lease", granted, grantTo("b", 1), "n-a holds epoch 1.1"},
-		{"grant to a newcomer nobody would ask for its word", newcomer, grantTo("c", 1), "joined without the last primary's knowledge"},
-		{"grant to a newcomer after another's Grant", append(slices.Clip(newcomer), grantTo("b", 1), Release{Group: 0, Epoch: ep(2)}), grantTo("c", 2), "only n-a, n-b may take over"},
-		{"grant to a newcomer after failsafe was switched off", append(slices.Clip(newcomer), GroupSet{Group: 0, Failsafe: new(false)}), grantTo("c", 1), "may stay up by failsafe"},
-		{"grant to a newcomer after a recovery", append(slices.Clip(newcomer), Recovered{2}), grantTo("c", 1), "may stay up by failsafe"},
+		{"grant to a newcomer nobody would ask for its word", untaken, grantTo("c", 1), "joined without the last primary's knowledge"},
+		{"grant to a newcomer after another's Grant", append(slices.Clip(untaken), grantTo("b", 1), Release{Group: 0, Epoch: ep(2)}), grantTo("c", 2), "only n-a, n-b may take over"},
+		{"grant to a newcomer after failsafe was switched off", append(slices.Clip(untaken), GroupSet{Group: 0, Failsafe: new(false)}), grantTo("c", 1), "may stay up by failsafe"},
+		{"grant to a newcomer after a recovery", append(slices.Clip(untaken), Recovered{2}), grantTo("c", 1), "may stay up by failsafe"},
 		{"take in without failsafe", opened, EligibleSet{0, ep(1), []NodeID{"a"}}, "failsafe is off"},
 		{"take in before the first commit", append(slices.Clip(granted), GroupSet{Group: 0, Failsafe: new(true)}), EligibleSet{0, ep(1), []NodeID{"a"}}, "first synchronous commit"},
-		{"take in under an old epoch", newcomer, EligibleSet{0, ep(1), []NodeID{"a", "c"}}, "does not hold the lease"},
+		{"take in under an old epoch", untaken, EligibleSet{0, ep(1), []NodeID{"a", "c"}}, "does not hold the lease"},
 		{"take in without the primary", trusted, EligibleSet{0, ep(1), []NodeID{"b"}}, "primary itself"},
 		{"take in a stranger", trusted, EligibleSet{0, ep(1), []NodeID{"a", "w"}}, "n-w is not a member"},
 		{"grant on an old epoch", freed, grantTo("b", 0), "the epoch is 1.1"},
@@ -283,11 +283,11 @@ func TestApplyEffects(t *testing.T) {
 		{"members are taken in, none leaves", seq(trusted, EligibleSet{0, ep(1), []NodeID{"b", "a"}}, EligibleSet{0, ep(1), []NodeID{"c", "a"}}), func(s *State) any { return g0(s).Eligible }, []NodeID{"a", "b", "c"}},
 		{"but by removal", seq(trusted, EligibleSet{0, ep(1), []NodeID{"a", "b", "c"}}, NodeRemove{"b"}), func(s *State) any { return g0(s).Eligible }, []NodeID{"a", "c"}},
 		{
-			"a promotion without failsafe ends the list", seq(newcomer, GroupSet{Group: 0, Failsafe: new(false)}, grantTo("b", 1), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), Pair{}}),
+			"a promotion without failsafe ends the list", seq(untaken, GroupSet{Group: 0, Failsafe: new(false)}, grantTo("b", 1), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), Pair{}}),
 			func(s *State) any { return g0(s).Eligible == nil }, true,
 		},
 		{
-			"with failsafe it goes on", seq(newcomer, grantTo("b", 1), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), Pair{}}),
+			"with failsafe it goes on", seq(untaken, grantTo("b", 1), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), Pair{}}),
 			func(s *State) any { return g0(s).Eligible }, []NodeID{"a", "b"},
 		},
 		{"recorded twice", seq(opened, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { return len(g0(s).Grants) }, 2},

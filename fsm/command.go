@@ -153,7 +153,7 @@ type GroupSet struct {
 	Strict    *bool   `json:"strict,omitempty"`
 	SyncCount *int    `json:"synchronous_node_count,omitempty"`
 	SyncLag   *int64  `json:"maximum_lag_on_syncnode,omitempty"`
-	Failsafe  *bool   `json:"failsafe,omitempty"`
+	Failsafe  *bool   `json:"failsafe,omitempty" since:"2"`
 	Retired   *bool   `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
 }
 
@@ -257,6 +257,8 @@ func (GroupSet) Kind() string { return "group_set" }
 
 // Kind implements Command.
 func (EligibleSet) Kind() string { return "eligible_set" }
+
+func (EligibleSet) since() int { return 2 }
 
 // Kind implements Command.
 func (OperationPut) Kind() string { return "operation_put" }

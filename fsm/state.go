@@ -137,8 +137,8 @@ type Group struct {
 	SyncCount  int        `json:"synchronous_node_count,omitempty"`  // 0: 1
 	SyncLag    int64      `json:"maximum_lag_on_syncnode,omitempty"` // a synchronous standby that lacks more bytes leaves the set; 0: any may
 	Retired    bool       `json:"retired,omitempty"`                 // not wanted in the Citus metadata any more: its nodes may go, down to the last
-	Failsafe   bool       `json:"failsafe,omitempty"`                // without a majority the primary stays up as long as every member gives its word
-	Eligible   []NodeID   `json:"eligible,omitempty"`                // who may be granted the lease, since a primary relied on their words; nil: every member
+	Failsafe   bool       `json:"failsafe,omitempty" since:"2"`      // without a majority the primary stays up as long as every member gives its word
+	Eligible   []NodeID   `json:"eligible,omitempty" since:"2"`      // who may be granted the lease, since a primary relied on their words; nil: every member
 	ClaimedBy  NodeID     `json:"claimed_by"`                        // the node that may create the group's first data directory
 	SystemID   string     `json:"system_id"`                         // PostgreSQL's system identifier; empty until initialised
 	Lease      Lease      `json:"lease"`
