@@ -26,6 +26,9 @@ func (e entry) groupSet(c GroupSet) Result {
 	if c.Early != nil {
 		g.NoEarly = !*c.Early
 	}
+	if c.Sick != nil {
+		g.NoSick = !*c.Sick
+	}
 	if c.Retired != nil && g.Retired != *c.Retired {
 		g.Retired = *c.Retired
 		text := "group taken back into the Citus metadata"

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 	"matriarch/internal/admin"
 	"matriarch/internal/agent"
 )
@@ -33,6 +34,9 @@ func (s source) Status(context.Context) admin.Status {
 	fs := n.sentinel.Status()
 	st.Self = admin.NewSelf(n.agent.Snapshot(), now, admin.Processes{Agent: os.Getpid(), Sentinel: fs.SentinelPID, PostmasterStarted: fs.StartedAt})
 	n.metrics.Raft(raft.Leading, raft.Term, raft.Applied)
+	if st.Self != nil {
+		n.metrics.Sick(st.Self.Report.Sick, decide.SickReasons)
+	}
 	return st
 }
 

@@ -45,6 +45,7 @@ type Agent struct {
 	restarts chan chan error
 	reinits  chan reinitCall
 	unfit    unfitBox
+	health   atomic.Pointer[decide.Sickness] // nil: well
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
@@ -130,6 +131,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.meet(ctx)
 	wg.Go(func() { a.keepalives(ctx) })
 	wg.Go(func() { a.heartbeat(ctx) })
+	wg.Go(func() { a.examine(ctx) })
 	err := a.loop(ctx)
 	cancel()
 	if a.job != nil {
