@@ -71,20 +71,27 @@ func (f GroupFacts) stays() string {
 	case f.SinceSick > 0 && f.SinceSick < cool:
 		return fmt.Sprintf("the group was taken from a sick primary %s ago, and is left alone for %s", f.SinceSick.Round(time.Second), cool)
 	}
-	var well []fsm.NodeID
-	for _, n := range f.wellStandbys() {
-		well = append(well, n.ID)
-	}
-	if len(well) == 0 {
+	if len(f.wellStandbys()) == 0 {
 		return "no standby could take over" + f.unwellText()
 	}
 	pairs, _ := pairsInForce(g)
 	for _, p := range pairs {
-		if !meets(p, well) {
-			return "those of its standbys that could take over may lack commits: " + f.named(lacking(p, well)) + f.unwellText()
+		if well := f.wellWitnesses(); !meets(p, well) {
+			return "the standbys that are well may lack commits: " + f.named(lacking(p, well)) + f.unwellText()
 		}
 	}
 	return ""
+}
+
+// wellWitnesses are those that can prove what was acknowledged, and are well: also who may not become primary itself.
+func (f GroupFacts) wellWitnesses() (out []fsm.NodeID) {
+	for _, n := range f.Members {
+		n.Tags.NoFailover, n.Tags.FailoverPriority = false, 0
+		if Unfit(f.State, f.Group, n, f.Heard) == "" && !f.ailed(n.ID) {
+			out = append(out, n.ID)
+		}
+	}
+	return out
 }
 
 // stayText is stays, or what C137 waits for.
@@ -147,6 +154,9 @@ func (f GroupFacts) pausing() bool {
 	}
 	return false
 }
+
+// lastIsSick: there is no point in waiting for the last holder to come back.
+func (f GroupFacts) lastIsSick() bool { return f.State.Nodes[f.Group.LastHolder].Report.Sick != "" }
 
 // weak: a recruit that is elected only where nobody better is sure to have everything.
 func (f GroupFacts) weak(r Recruit) bool { return r.Sick != "" || f.ailed(r.Node) }

@@ -62,7 +62,7 @@ func ClusterSettings() []Setting {
 		},
 		duration("pause_lock_timeout", "how long a switchover waits for transactions in its way", 500*time.Millisecond, time.Minute, func(s *fsm.Settings) *time.Duration { return &s.PauseLockTimeout }),
 		duration("sick_after", "PostgreSQL counts as sick, or well again, when it has looked so this long", time.Second, 10*time.Minute, func(s *fsm.Settings) *time.Duration { return &s.SickAfter }),
-		duration("sick_cooldown", "a group leaves a sick primary once in this time, never for a node sick in it", 10*time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.SickCooldown }),
+		duration("sick_cooldown", "a group leaves a sick primary once in this time, never for a node sick in it", time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.SickCooldown }),
 		{
 			"citus_pool_port", "port of a connection pool on every node, for Citus' own links; 0: none",
 			func(s fsm.Settings) string { return strconv.Itoa(s.CitusPoolPort) },

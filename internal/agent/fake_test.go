@@ -45,6 +45,7 @@ type bed struct {
 	try       func(ctx context.Context, primary bool, connected func()) decide.Trial // nil: all is well
 	tries     int
 	disks     []decide.Disk
+	block     chan struct{} // what touches the disk waits for it
 }
 
 // state with nodes a and b in group 0; a holds epoch 1 on timeline 2, open, without standbys.
@@ -192,6 +193,12 @@ func (p fakePostgres) Observe(context.Context, Roster) Observation {
 }
 
 func (p fakePostgres) Local() (decide.Local, error) {
+	p.mu.Lock()
+	block := p.block
+	p.mu.Unlock()
+	if block != nil {
+		<-block
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.local

@@ -89,7 +89,11 @@ func (e *examiner) pace() time.Duration {
 
 // begin starts what is due: a trial, or a second one while the first hangs, and a look at the disks.
 func (e *examiner) begin(ctx context.Context) {
-	if st := e.a.sentinel.get(); st.Postmaster != e.server || st.Primary != e.primary || st.Remains != e.remains {
+	st := e.a.sentinel.get()
+	if e.a.stopping.Load() > 0 && !st.Remains {
+		st.Postmaster = 0 // as good as gone
+	}
+	if st.Postmaster != e.server || st.Primary != e.primary || st.Remains != e.remains {
 		e.drop()
 		e.server, e.primary, e.remains, e.last, e.next = st.Postmaster, st.Primary, st.Remains, decide.Trial{}, time.Time{}
 	}

@@ -187,7 +187,7 @@ func TestSickDisk(t *testing.T) {
 	c, nodes := three(t)
 	d := ownWAL(t, c, nodes[1])
 	sick, other := nodes[1], nodes[0]
-	sickSettings(t, c, "sick_after=2s", "sick_cooldown=10s")
+	sickSettings(t, c, "sick_after=3s", "sick_cooldown=1s")
 	w := c.Write(0)
 
 	// chapter makes the node primary, breaks its disk, and expects a handover that takes clients no longer than gap.
@@ -225,7 +225,9 @@ func TestSickDisk(t *testing.T) {
 	chapter("read-only after an error", "read_only", "the file system of "+d.at+" is read-only", 6*time.Second, func() {
 		d.sh(fmt.Sprintf("echo 1 > /sys/fs/ext4/$(basename $(findmnt -no SOURCE %s))/trigger_fs_error", d.at))
 	}, func() {
-		d.sh(fmt.Sprintf("umount %[1]s || { sleep 0.2; umount -l %[1]s; }; fsck.ext4 -fy %[2]s >/dev/null || [ $? -le 2 ]; mount -o loop,errors=remount-ro %[2]s %[1]s", d.at, filepath.Join(c.Dir, sick.Name+".img")))
+		sick.PowerOff()
+		defer sick.Start()
+		d.sh(fmt.Sprintf("umount %[1]s; fsck.ext4 -fy %[2]s >/dev/null || [ $? -le 2 ]; mount -o loop,errors=remount-ro %[2]s %[1]s", d.at, filepath.Join(c.Dir, sick.Name+".img")))
 	})
 	w.Check()
 	timelinesAgree(t, c)
