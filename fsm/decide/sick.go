@@ -169,7 +169,7 @@ type Course struct {
 	looks int
 }
 
-// Look takes in what was found. began is when the look at it began: a trial that hangs was ill from its beginning. Two looks at least,
+// Look takes in what was found. began is when the look at it began: what hangs was ill from its beginning. Two looks at least,
 // and patience in time, must agree before what is told changes between sick and well.
 func (c Course) Look(found Sickness, began, now time.Time, patience time.Duration) Course {
 	if (found.Reason == "") == (c.Now.Reason == "") {
@@ -180,7 +180,9 @@ func (c Course) Look(found Sickness, began, now time.Time, patience time.Duratio
 		return c
 	}
 	if c.looks++; c.since.IsZero() {
-		c.since = began
+		if c.since = began; found.Reason == "" {
+			c.since = now // what ended well after a long time was not well before
+		}
 	}
 	if c.looks >= 2 && now.Sub(c.since) >= patience {
 		c = Course{Now: found}

@@ -130,6 +130,7 @@ func TestCourse(t *testing.T) {
 		"a bad moment":         {{0, 0, full, ""}, {4, 4, full, ""}, {4.5, 4.5, well, ""}, {5.5, 5.5, full, ""}, {10, 10, full, ""}},
 		"sick":                 {{0, 0, full, ""}, {4.9, 4.9, full, ""}, {5, 5, full, SickDiskFull}},
 		"one slow look":        {{9, 0, full, ""}, {9.1, 9.1, full, SickDiskFull}},
+		"a slow cure":          {{0, 0, full, ""}, {5, 5, full, SickDiskFull}, {60, 0, well, SickDiskFull}, {61, 61, well, SickDiskFull}, {65, 65, well, ""}},
 		"a cure takes as long": {{0, 0, full, ""}, {5, 5, full, SickDiskFull}, {6, 6, well, SickDiskFull}, {8, 8, full, SickDiskFull}, {9, 9, well, SickDiskFull}, {13, 13, well, SickDiskFull}, {14, 14, well, ""}},
 	} {
 		var c Course
