@@ -61,6 +61,10 @@ func everyCommand() []Command {
 		OperationPut{Group: 0, Operation: Operation{ID: "m", Kind: "switchover", To: "b", By: "me", At: epochZero, WaitMoves: time.Minute}},
 		GroupSet{Group: 0, Mode: On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(9))},
 		OperationPut{Group: 0, Operation: Operation{ID: "l", Kind: "failover", To: "b", AcceptLoss: true, By: "me", At: epochZero}},
+		Tick{map[NodeID]Report{"a": {State: "running", Role: "primary", Epoch: ep(1), Sick: "wal_hangs", SickText: "why"}}},
+		GroupSet{Group: 0, Sick: new(false)},
+		OperationPut{Group: 0, Operation: Operation{ID: "h", Kind: "switchover", To: "b", Sick: true, By: "matriarch", At: epochZero}},
+		Revoke{Group: 0, Epoch: ep(1), Reason: "why", Sick: true},
 	}
 }
 

@@ -26,7 +26,7 @@ type Operation struct {
 	Done     bool   `json:"done,omitempty"`      // it reached its end
 	Outcome  string `json:"outcome,omitempty"`   // one sentence, once it is over
 
-	Sick bool `json:"sick,omitempty"` // Matriarch's own switchover: the primary is sick, but still stops in good order
+	Sick bool `json:"sick,omitempty" since:"2"` // Matriarch's own switchover: the primary is sick, but still stops in good order
 
 	WaitMoves time.Duration `json:"wait_moves,omitempty"` // how long the check waits for shards on the move; 0: they are a refusal
 }
