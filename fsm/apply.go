@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -297,12 +298,28 @@ func (e entry) recovered(c Recovered) Result {
 }
 
 func (e entry) tick(c Tick) Result {
-	for id, r := range c.Reports {
+	for _, id := range slices.Sorted(maps.Keys(c.Reports)) { // the history must not depend on the order of a map
+		r := c.Reports[id]
 		if n, ok := e.Nodes[id]; ok {
-			r.At = e.at
+			r.At, r.SickAt = e.at, n.Report.SickAt
+			if r.Sick != "" || n.Report.Sick != "" {
+				r.SickAt = e.at
+			}
+			e.noteHealth(n, r)
 			n.Report = r
 			e.Nodes[id] = n
 		}
 	}
 	return done
+}
+
+// noteHealth tells the history when a node's PostgreSQL falls sick, and when it is well again.
+func (e entry) noteHealth(n Node, r Report) {
+	switch was := n.Report.Sick; {
+	case r.Sick == was:
+	case r.Sick != "":
+		e.note(n.Group, History{Kind: "sick", Node: n.ID, Epoch: e.Groups[n.Group].Epoch, Text: fmt.Sprintf("%s is sick: %s", n.Name, r.SickText)})
+	default:
+		e.note(n.Group, History{Kind: "well", Node: n.ID, Epoch: e.Groups[n.Group].Epoch, Text: fmt.Sprintf("%s is well again; it was sick: %s", n.Name, n.Report.SickText)})
+	}
 }

@@ -172,6 +172,9 @@ func (e entry) revoke(c Revoke) Result {
 	}
 	if !g.Lease.Revoked {
 		g.Lease.Revoked, g.Lease.Early = true, c.Early
+		if c.Sick {
+			g.SickMoved = e.at
+		}
 		if g.Op.Pausing() {
 			e.over(&g, false, "the lease was revoked: "+c.Reason)
 		}

@@ -38,6 +38,9 @@ func (e entry) groupSet(c GroupSet) Result {
 		}
 		e.note(c.Group, History{Kind: "failsafe", Epoch: g.Epoch, Text: text})
 	}
+	if c.Sick != nil {
+		g.NoSick = !*c.Sick
+	}
 	if c.Retired != nil && g.Retired != *c.Retired {
 		g.Retired = *c.Retired
 		text := "group taken back into the Citus metadata"

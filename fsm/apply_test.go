@@ -392,3 +392,38 @@ func TestHistoryAndGrantsAreRings(t *testing.T) {
 		t.Fatalf("%d grants, %d lines of history", len(g.Grants), len(s.History[0]))
 	}
 }
+
+// TestSickness: the state remembers when a node was last sick and when a group was last taken from one; the history says why, once.
+func TestSickness(t *testing.T) {
+	s := NewState()
+	for _, c := range freed {
+		s, _ = play(t, s, c)
+	}
+	at := func(sick, text string) Tick {
+		return Tick{Reports: map[NodeID]Report{"b": {State: "streaming", Sick: sick, SickText: text}}}
+	}
+	kinds := func() (out []string) {
+		for _, h := range s.History[0] {
+			if h.Kind == "sick" || h.Kind == "well" {
+				out = append(out, h.Kind)
+			}
+		}
+		return out
+	}
+	for _, tick := range []Tick{at("", ""), at("disk_full", "full"), at("disk_full", "full"), at("", ""), at("", "")} {
+		s, _ = play(t, s, tick)
+	}
+	if got := strings.Join(kinds(), " "); got != "sick well" {
+		t.Errorf("history %q", got)
+	}
+	if r := s.Nodes["b"].Report; !r.SickAt.Equal(epochZero) || r.Sick != "" {
+		t.Errorf("report %+v", r)
+	}
+	if !s.Groups[0].SickMoved.IsZero() {
+		t.Error("the group was never taken from anybody")
+	}
+	s, res := play(t, s, GroupSet{Group: 0, Sick: new(false)})
+	if !res.OK || !s.Groups[0].NoSick {
+		t.Errorf("%+v", res)
+	}
+}

@@ -117,7 +117,8 @@ type Revoke struct {
 	Group  GroupID `json:"group"`
 	Epoch  Epoch   `json:"epoch"`
 	Reason string  `json:"reason"`
-	Early  bool    `json:"early,omitempty"` // the next Grant does not wait for the end of the lease
+	Early  bool    `json:"early,omitempty"`          // the next Grant does not wait for the end of the lease
+	Sick   bool    `json:"sick,omitempty" since:"2"` // the holder is taken off for sickness
 }
 
 // Promoted records the timeline a promotion made, before anybody may follow it.
@@ -150,6 +151,7 @@ type GroupSet struct {
 	Mode      Mode    `json:"mode,omitempty"`
 	Paused    *bool   `json:"paused,omitempty"`
 	Early     *bool   `json:"early_failover,omitempty"`
+	Sick      *bool   `json:"failover_on_sick,omitempty" since:"2"`
 	Strict    *bool   `json:"strict,omitempty"`
 	SyncCount *int    `json:"synchronous_node_count,omitempty"`
 	SyncLag   *int64  `json:"maximum_lag_on_syncnode,omitempty"`

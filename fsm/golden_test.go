@@ -63,6 +63,10 @@ func everyCommand() []Command {
 		GroupSet{Group: 0, Failsafe: new(true)},
 		EligibleSet{Group: 0, Epoch: ep(1), Nodes: []NodeID{"a"}},
 		OperationPut{Group: 0, Operation: Operation{ID: "l", Kind: "failover", To: "b", AcceptLoss: true, By: "me", At: epochZero}},
+		Tick{map[NodeID]Report{"a": {State: "running", Role: "primary", Epoch: ep(1), Sick: "wal_hangs", SickText: "why"}}},
+		GroupSet{Group: 0, Sick: new(false)},
+		OperationPut{Group: 0, Operation: Operation{ID: "h", Kind: "switchover", To: "b", Sick: true, By: "matriarch", At: epochZero}},
+		Revoke{Group: 0, Epoch: ep(1), Reason: "why", Sick: true},
 	}
 }
 

@@ -26,6 +26,8 @@ type Operation struct {
 	Done     bool   `json:"done,omitempty"`      // it reached its end
 	Outcome  string `json:"outcome,omitempty"`   // one sentence, once it is over
 
+	Sick bool `json:"sick,omitempty" since:"2"` // Matriarch's own switchover: the primary is sick, but still stops in good order
+
 	WaitMoves time.Duration `json:"wait_moves,omitempty"` // how long the check waits for shards on the move; 0: they are a refusal
 }
 
@@ -223,6 +225,9 @@ func (e entry) operationMove(c OperationMove) Result {
 	op.PausedMS = max(op.PausedMS, c.PausedMS)
 	op.Phase = c.To
 	g.Op = &op
+	if op.Sick && c.To == Demote {
+		g.SickMoved = e.at
+	}
 	if c.To == "" {
 		e.over(&g, true, c.Text)
 	}

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sort"
@@ -47,6 +48,17 @@ type Settings struct {
 	CitusPause        string        `json:"citus_pause,omitempty"`         // full, group or off: what waits during a switchover
 	PauseLockTimeout  time.Duration `json:"pause_lock_timeout,omitempty"`  // how long a switchover tries to get clients to wait
 	CitusPoolPort     int           `json:"citus_pool_port,omitempty"`     // the port of a connection pool beside every PostgreSQL, for Citus' own links; 0: none
+
+	SickAfter    time.Duration `json:"sick_after,omitempty" since:"2"`    // PostgreSQL counts as sick, or well again, when it has looked so for this long; 0: DefaultSickAfter
+	SickCooldown time.Duration `json:"sick_cooldown,omitempty" since:"2"` // a group is handed over for sickness once in this time, never to a node that was sick in it; 0: DefaultSickCooldown
+}
+
+// Patience is SickAfter, also of a state that was written without it.
+func (s Settings) Patience() time.Duration { return cmp.Or(s.SickAfter, DefaultSettings().SickAfter) }
+
+// Cooldown is SickCooldown, also of a state that was written without it.
+func (s Settings) Cooldown() time.Duration {
+	return cmp.Or(s.SickCooldown, DefaultSettings().SickCooldown)
 }
 
 // DefaultSettings are those of a new cluster.
@@ -100,17 +112,20 @@ type Report struct {
 	Rule      string    `json:"rule"`
 	Fence     string    `json:"fence,omitempty"` // "weak" while a server runs that the sentinel did not start
 	Pending   bool      `json:"pending_restart,omitempty"`
-	SetAside  int       `json:"set_aside,omitempty"` // data directories kept aside
-	Open      bool      `json:"open,omitempty"`      // pg_hba.conf in force lets clients in
-	Unfit     string    `json:"unfit,omitempty"`     // why it must not become primary just now
-	Watchdog  string    `json:"watchdog,omitempty"`  // mode and state, unless it is off
-	Copied    int64     `json:"copied,omitempty"`    // bytes of the clone under way
-	ToCopy    int64     `json:"to_copy,omitempty"`   // its size in bytes
+	SetAside  int       `json:"set_aside,omitempty"`           // data directories kept aside
+	Open      bool      `json:"open,omitempty"`                // pg_hba.conf in force lets clients in
+	Unfit     string    `json:"unfit,omitempty"`               // why it must not become primary just now
+	Watchdog  string    `json:"watchdog,omitempty"`            // mode and state, unless it is off
+	Copied    int64     `json:"copied,omitempty"`              // bytes of the clone under way
+	ToCopy    int64     `json:"to_copy,omitempty"`             // its size in bytes
+	Sick      string    `json:"sick,omitempty" since:"2"`      // the short name of what ails PostgreSQL or its disks; empty: well
+	SickText  string    `json:"sick_text,omitempty" since:"2"` // the same in words, with the remedy; without numbers that change
+	SickAt    time.Time `json:"sick_at,omitzero" since:"2"`    // when it was last sick, by the leader's clock; Apply keeps it
 }
 
-// SameButLSN reports whether only positions, the progress of a clone and the time differ.
+// SameButLSN reports whether only positions, the progress of a clone and times differ.
 func (r Report) SameButLSN(o Report) bool {
-	r.At, r.Receive, r.Replay, r.Copied, r.ToCopy = o.At, o.Receive, o.Replay, o.Copied, o.ToCopy
+	r.At, r.Receive, r.Replay, r.Copied, r.ToCopy, r.SickAt = o.At, o.Receive, o.Replay, o.Copied, o.ToCopy, o.SickAt
 	return r == o
 }
 
@@ -133,6 +148,8 @@ type Group struct {
 	Mode       Mode       `json:"mode"`
 	Paused     bool       `json:"paused,omitempty"`                  // no automatic change of primary
 	NoEarly    bool       `json:"no_early,omitempty"`                // a failover always waits for the end of the lease
+	NoSick     bool       `json:"no_sick,omitempty" since:"2"`       // a sick primary stays: no failover for sickness
+	SickMoved  time.Time  `json:"sick_moved,omitzero" since:"2"`     // when it was last taken from a primary that was sick, by the leader's clock
 	Strict     bool       `json:"strict,omitempty"`                  // commits wait rather than being confirmed by fewer than Confirmers
 	SyncCount  int        `json:"synchronous_node_count,omitempty"`  // 0: 1
 	SyncLag    int64      `json:"maximum_lag_on_syncnode,omitempty"` // a synchronous standby that lacks more bytes leaves the set; 0: any may

@@ -39,6 +39,7 @@ func (p *program) configVerb() *cli.Command {
 					"   paused               true: no automatic change of primary\n" +
 					"   early_failover       false: a failover always waits for the end of the lease\n" +
 					"   failsafe             true: without a Raft majority the primary stays up as long as every member of the group answers it\n" +
+					"   failover_on_sick     false: a primary that is sick (full, hung or read-only disk, hung server) stays primary while it lives\n" +
 					"Example:\n   matriarch config set ttl=6s degrade_after=3s\n   matriarch config set --group 2 mode=off\n   matriarch config set --group 1 mode=on strict=true synchronous_node_count=2",
 				Flags:  []cli.Flag{&cli.IntFlag{Name: "group", Usage: "the `GROUP` whose policy to change"}},
 				Action: p.configSet,
@@ -175,7 +176,7 @@ func (p *program) groupSet(c *cli.Context) error {
 // policy reads one KEY=VALUE of a group.
 func policy(set *fsm.GroupSet, assignment string) error {
 	key, value, _ := strings.Cut(assignment, "=")
-	flags := map[string]**bool{"paused": &set.Paused, "early_failover": &set.Early, "failsafe": &set.Failsafe, "strict": &set.Strict}
+	flags := map[string]**bool{"paused": &set.Paused, "early_failover": &set.Early, "failsafe": &set.Failsafe, "failover_on_sick": &set.Sick, "strict": &set.Strict}
 	switch f, flag := flags[key]; {
 	case flag && (value == "true" || value == "false"):
 		*f = new(value == "true")
@@ -198,7 +199,7 @@ func policy(set *fsm.GroupSet, assignment string) error {
 		}
 		set.SyncLag = &n
 	default:
-		return fmt.Errorf("%s: a group has mode=quorum|on|off, paused=true|false, early_failover=true|false, failsafe=true|false, strict=true|false, synchronous_node_count=N and maximum_lag_on_syncnode=SIZE", assignment)
+		return fmt.Errorf("%s: a group has mode=quorum|on|off, paused=true|false, early_failover=true|false, failsafe=true|false, failover_on_sick=true|false, strict=true|false, synchronous_node_count=N and maximum_lag_on_syncnode=SIZE", assignment)
 	}
 	return nil
 }

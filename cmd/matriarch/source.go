@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 	"matriarch/internal/admin"
 	"matriarch/internal/agent"
 )
@@ -36,6 +37,9 @@ func (s source) Status(context.Context) admin.Status {
 		st.Self.Failsafe = &f
 	}
 	n.metrics.Raft(raft.Leading, raft.Term, raft.Applied)
+	if st.Self != nil {
+		n.metrics.Sick(st.Self.Report.Sick, decide.SickReasons)
+	}
 	return st
 }
 

@@ -117,7 +117,7 @@ func renderNode(w io.Writer, v nodeView, s *fsm.State) {
 		"group", strconv.Itoa(int(m.Group)),
 		"role", m.Role+", "+stateText(m),
 		"postgresql", m.Host, "peers", m.Peer, "api", m.API, "zone", m.Zone, "tags", tagText(m.Tags), "raft", m.Suffrage, "fence", m.Fence,
-		"watchdog", m.Watchdog, "unfit", m.Unfit,
+		"watchdog", m.Watchdog, "unfit", m.Unfit, "sick", m.Sick,
 	)
 	if v.Error != "" {
 		fmt.Fprintf(w, "! %s\n", v.Error)

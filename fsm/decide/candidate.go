@@ -18,6 +18,7 @@ type Recruit struct {
 	LSN      fsm.LSN      `json:"lsn"`
 	Primary  bool         `json:"primary,omitempty"` // an adopted server that is writable already
 	Unfit    string       `json:"unfit,omitempty"`   // why it must not become primary just now; its promise counts all the same
+	Sick     string       `json:"sick,omitempty"`    // what ails it: it comes after everybody who is well
 }
 
 // lineageTrue reports whether the node's last timeline was made by the Grant recorded for that number. Two promotions can both

@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -16,7 +17,7 @@ func (f GroupFacts) opCandidate() fsm.NodeID {
 
 // chosen is the winner: the candidate an operator named (or names to be trusted), else the best; but only one that is sure
 // to have every acknowledged commit, unless the operator gave up the rest. The best may not be: a node that may not become
-// primary can have more. Who has just failed to promote comes last.
+// primary can have more. Who is or was lately sick comes after the others, who has just failed to promote comes last.
 func (f GroupFacts) chosen() *Recruit {
 	to := f.opCandidate()
 	if f.Group.Op != nil && f.Group.Op.Trust {
@@ -24,21 +25,24 @@ func (f GroupFacts) chosen() *Recruit {
 	}
 	if f.spent() {
 		for _, r := range f.Ranked {
-			if r.Node == f.Group.LastHolder && f.safe(r) {
+			if r.Node == f.Group.LastHolder && f.safe(r) && !f.weak(r) {
 				return &r
 			}
 		}
 	}
-	var last *Recruit
+	var weak, last *Recruit
 	for _, r := range f.Ranked {
 		switch {
 		case to != "" && r.Node != to || !f.safe(r):
-		case f.Group.Mode == fsm.Off || r.Node != failed(f.Group):
-			return &r
-		default:
+		case f.Group.Mode != fsm.Off && r.Node == failed(f.Group):
 			last = &r
+		case f.weak(r) && f.Group.Mode != fsm.Off:
+			weak = cmp.Or(weak, &r)
+		default:
+			return &r
 		}
 	}
+	last = cmp.Or(weak, last)
 	if last == nil && f.acceptsLoss() && f.Asking >= AliveWithin {
 		return f.recruitOf(to)
 	}

@@ -28,6 +28,8 @@ func Unfit(s *fsm.State, g fsm.Group, n fsm.Node, heard map[fsm.NodeID]time.Dura
 		return "the primary has not taken it in among those that may take over yet"
 	case n.Report.Unfit != "":
 		return n.Report.Unfit
+	case n.Report.Sick != "":
+		return "it is sick: " + n.Report.SickText
 	case !known:
 		return "its agent is silent"
 	case ago >= AliveWithin:
@@ -61,6 +63,11 @@ func Fit(s *fsm.State, g fsm.Group, to fsm.NodeID, heard map[fsm.NodeID]time.Dur
 		}
 		return "", errors.New(strings.Join(against, "; "))
 	}
+	return bestFit(s, g, fit).ID, nil
+}
+
+// bestFit chooses among nodes that are fit.
+func bestFit(s *fsm.State, g fsm.Group, fit []fsm.Node) fsm.Node {
 	target := g.Sync.Target()
 	return slices.MinFunc(fit, func(a, b fsm.Node) int {
 		return cmp.Or(
@@ -68,5 +75,5 @@ func Fit(s *fsm.State, g fsm.Group, to fsm.NodeID, heard map[fsm.NodeID]time.Dur
 			compareZone(s, g, a, b),
 			cmp.Compare(b.Report.Receive, a.Report.Receive), cmp.Compare(a.Name, b.Name),
 		)
-	}).ID, nil
+	})
 }

@@ -27,6 +27,10 @@ type GroupView struct {
 	Probes    map[fsm.NodeID]Probe // fresh answers about the holder of this epoch
 	LastEarly time.Duration        // since this leader last revoked a lease of the group on evidence; 0: it has not
 	Probing   bool                 // some are still to come, or too new to ask again
+
+	SinceSick time.Duration                // since the group was last taken from a primary that was sick; 0: it was not
+	TriedSick time.Duration                // since this leader last began a switchover for that; 0: it has not
+	Ailed     map[fsm.NodeID]time.Duration // since a member was last sick; who never was is not in it
 }
 
 // ClusterPlan is the outcome for one group.
@@ -48,6 +52,7 @@ type (
 		Epoch  fsm.Epoch
 		Reason string
 		Early  bool // the next Grant does not wait for its end
+		Sick   bool // the holder is taken off for sickness
 	}
 	// ProbeHolder asks members whether the holder lives.
 	ProbeHolder struct{ Witnesses []fsm.NodeID }
@@ -60,6 +65,8 @@ type (
 	}
 	// DropOperation gives planned work up.
 	DropOperation struct{ ID, Reason string }
+	// BeginOperation asks for planned work in Matriarch's own name.
+	BeginOperation struct{ Operation fsm.Operation }
 	// StartWork begins what a phase of planned work consists of, beside the loop.
 	StartWork struct{ Phase string }
 	// MoveOperation takes planned work to its next phase: from "" when its time has come, to "" at its end.
@@ -70,14 +77,15 @@ type (
 	}
 )
 
-func (ClaimGroup) clusterAction()    {}
-func (RevokeLease) clusterAction()   {}
-func (ProbeHolder) clusterAction()   {}
-func (RecruitAll) clusterAction()    {}
-func (GrantLease) clusterAction()    {}
-func (DropOperation) clusterAction() {}
-func (StartWork) clusterAction()     {}
-func (MoveOperation) clusterAction() {}
+func (ClaimGroup) clusterAction()     {}
+func (RevokeLease) clusterAction()    {}
+func (ProbeHolder) clusterAction()    {}
+func (RecruitAll) clusterAction()     {}
+func (GrantLease) clusterAction()     {}
+func (DropOperation) clusterAction()  {}
+func (BeginOperation) clusterAction() {}
+func (StartWork) clusterAction()      {}
+func (MoveOperation) clusterAction()  {}
 
 const (
 	// AliveWithin is how recently a node must have sent a keepalive to be waited for.
@@ -85,6 +93,8 @@ const (
 	// RecruitGrace is how long a sufficient set waits for further answers, so that the best candidate may win and more
 	// standbys may follow at once.
 	RecruitGrace = 100 * time.Millisecond
+	// WellGrace is how long recruits that were sick wait for one that was not.
+	WellGrace = 2 * time.Second
 	// firstHostWait is how long a leader waits for a group's first host before a later one may begin.
 	firstHostWait = 10 * time.Second
 	// ChangeBudget is the time in which a group whose holder lives changes its primary at most once without being asked.
@@ -195,7 +205,7 @@ func Cluster(v GroupView) ClusterPlan {
 }
 
 // ClusterRules is ordered: the beginning of a group, a holder that is gone, planned work, the lease, elections.
-var ClusterRules = slices.Concat(beginRules, earlyRules, plannedRules, electionRules)
+var ClusterRules = slices.Concat(beginRules, earlyRules, sickRules, plannedRules, electionRules)
 
 var beginRules = []ClusterRule{
 	{
@@ -272,8 +282,20 @@ var electionRules = []ClusterRule{
 		},
 	},
 	{
+		"C322", "waiting for a member that is well", "one that is sick, or was lately, is elected only where nobody else can be",
+		func(f GroupFacts) bool {
+			c := f.chosen()
+			return c != nil && f.weak(*c) && c.Node != f.opCandidate() && len(f.Pending) > 0 && f.Enough < WellGrace
+		},
+		func(f GroupFacts) (ClusterAction, string) {
+			return RecruitAll{}, fmt.Sprintf("%s could be elected, but is or was sick: waiting up to %s for %d more", f.State.Name(f.chosen().Node), WellGrace, len(f.Pending))
+		},
+	},
+	{
 		"C325", "the holder comes back, as the group has just changed", "at most one unplanned change in 30 s while the holder lives: a group must not be passed round",
-		func(f GroupFacts) bool { return f.spent() && !f.recruited(f.Group.LastHolder) },
+		func(f GroupFacts) bool {
+			return f.spent() && !f.recruited(f.Group.LastHolder) && !(f.lastIsSick() && f.chosen() != nil && !f.weak(*f.chosen()))
+		},
 		func(f GroupFacts) (ClusterAction, string) {
 			return RecruitAll{}, fmt.Sprintf("%s took over %s ago and lives: waiting up to %s for it to come back%s", f.State.Name(f.Group.LastHolder), round(f.Changed), round(ChangeBudget-f.Changed), f.refusalText())
 		},

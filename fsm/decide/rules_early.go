@@ -34,7 +34,7 @@ var earlyRules = []ClusterRule{
 		func(f GroupFacts) bool { return f.mayEarly() == "" && f.missing() >= EarlyAfter && f.foundDead() },
 		func(f GroupFacts) (ClusterAction, string) {
 			why := fmt.Sprintf("%s has been silent for %s, and %s", f.State.Name(f.Group.Lease.Holder), round(f.missing()), f.probeText())
-			return RevokeLease{f.Group.Epoch, why, true}, why
+			return RevokeLease{Epoch: f.Group.Epoch, Reason: why, Early: true}, why
 		},
 	},
 	{

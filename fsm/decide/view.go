@@ -31,6 +31,7 @@ type Sentinel struct {
 	Connected  bool
 	Silent     time.Duration // since its last answer
 	Postmaster int           // pid, 0 when no process of PostgreSQL is left
+	Remains    bool          // the postmaster is gone, and others of its processes are not
 	Primary    bool          // writable, whoever promoted it
 	Epoch      fsm.Epoch     // of the promotion
 	Adopted    bool          // it did not start this postmaster

@@ -252,6 +252,13 @@ func groupTroubles(st Status, g Group, add func(string, ...any)) {
 func memberTroubles(st Status, m Member, add func(string, ...any)) {
 	n := st.State.Nodes[m.ID]
 	switch {
+	case m.Sick == "" || m.Silent:
+	case m.Role == RolePrimary && strings.HasPrefix(st.Plans[m.Group].Rule, "C138"):
+		add("%s", st.Plans[m.Group].Reason)
+	default:
+		add("%s is sick: %s", m.Name, m.Sick)
+	}
+	switch {
 	case m.Silent:
 		add("%s is %s", m.Name, m.State)
 	case n.Postgres == "" || m.Role == RolePrimary:

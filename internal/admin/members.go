@@ -43,6 +43,7 @@ type Member struct {
 	Copied     int64          `json:"copied,omitempty"`   // bytes of a clone under way
 	ToCopy     int64          `json:"to_copy,omitempty"`  // its size
 	Unfit      string         `json:"unfit,omitempty"`    // why it must not become primary just now
+	Sick       string         `json:"sick,omitempty"`     // what ails its PostgreSQL or its disks, with the remedy
 	Watchdog   string         `json:"watchdog,omitempty"` // mode and state
 	Silent     bool           `json:"silent,omitempty"`   // no keepalive lately, by the leader's word
 	Suffrage   string         `json:"suffrage,omitempty"`
@@ -68,7 +69,7 @@ func member(st Status, n fsm.Node) Member {
 	m := Member{
 		Group: n.Group, Name: n.Name, ID: n.ID, Host: n.Postgres, Peer: n.Peer, API: n.API, Role: roleOf(g, n.ID), State: r.State, Timeline: r.Timeline,
 		Tags: TagMap(n.Tags), Zone: n.Zone, Version: n.Version, Fence: r.Fence, Pending: r.Pending, SetAside: r.SetAside,
-		Copied: r.Copied, ToCopy: r.ToCopy, Unfit: r.Unfit, Watchdog: r.Watchdog, Suffrage: st.Raft.Suffrage[n.ID],
+		Copied: r.Copied, ToCopy: r.ToCopy, Unfit: r.Unfit, Sick: r.SickText, Watchdog: r.Watchdog, Suffrage: st.Raft.Suffrage[n.ID],
 	}
 	m.State += Progress(r)
 	if r.State == "" {

@@ -61,6 +61,8 @@ func ClusterSettings() []Setting {
 			},
 		},
 		duration("pause_lock_timeout", "how long a switchover waits for transactions in its way", 500*time.Millisecond, time.Minute, func(s *fsm.Settings) *time.Duration { return &s.PauseLockTimeout }),
+		orDefault(duration("sick_after", "PostgreSQL counts as sick, or well again, when it has looked so this long", time.Second, 10*time.Minute, func(s *fsm.Settings) *time.Duration { return &s.SickAfter }), fsm.Settings.Patience),
+		orDefault(duration("sick_cooldown", "a group leaves a sick primary once in this time, never for a node sick in it", time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.SickCooldown }), fsm.Settings.Cooldown),
 		{
 			"citus_pool_port", "port of a connection pool on every node, for Citus' own links; 0: none",
 			func(s fsm.Settings) string { return strconv.Itoa(s.CitusPoolPort) },
@@ -143,6 +145,12 @@ func duration(key, help string, least, most time.Duration, at func(*fsm.Settings
 			return nil
 		},
 	}
+}
+
+// orDefault shows what holds where the state has nothing.
+func orDefault(s Setting, effective func(fsm.Settings) time.Duration) Setting {
+	s.Get = func(x fsm.Settings) string { return effective(x).String() }
+	return s
 }
 
 func boolean(key, help string, at func(*fsm.Settings) *bool) Setting {

@@ -183,6 +183,8 @@ func (a *Agent) propose(ctx context.Context, c fsm.Command) (fsm.Result, error) 
 
 // stopped stops PostgreSQL and returns when the sentinel has seen the last process go.
 func (a *Agent) stopped(ctx context.Context, immediate bool) error {
+	a.stopping.Add(1)
+	defer a.stopping.Add(-1)
 	if err := a.cfg.Sentinel.Stop(ctx, immediate); err != nil {
 		return fmt.Errorf("stop PostgreSQL: %w", err)
 	}

@@ -48,6 +48,8 @@ type Agent struct {
 	unfit    unfitBox
 	word     *wordBox
 	failsafe failsafeBox
+	stopping atomic.Int32                    // stops of PostgreSQL under way: what it refuses meanwhile is no sickness
+	health   atomic.Pointer[decide.Sickness] // nil: well
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
@@ -135,6 +137,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.keepalives(ctx) })
 	wg.Go(func() { a.heartbeat(ctx) })
 	wg.Go(func() { a.keepFailsafe(ctx) })
+	wg.Go(func() { a.examine(ctx) })
 	err := a.loop(ctx)
 	cancel()
 	if a.job != nil {

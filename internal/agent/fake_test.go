@@ -44,6 +44,10 @@ type bed struct {
 	heard     time.Duration                            // since the leader
 	words     func(fsm.Node, decide.WordRequest) error // the members' answers
 	remembers fsm.Epoch
+	try       func(ctx context.Context, primary bool, connected func()) decide.Trial // nil: all is well
+	tries     int
+	disks     []decide.Disk
+	block     chan struct{} // what touches the disk waits for it
 }
 
 // state with nodes a and b in group 0; a holds epoch 1 on timeline 2, open, without standbys.
@@ -213,6 +217,12 @@ func (p fakePostgres) Observe(context.Context, Roster) Observation {
 
 func (p fakePostgres) Local() (decide.Local, error) {
 	p.mu.Lock()
+	block := p.block
+	p.mu.Unlock()
+	if block != nil {
+		<-block
+	}
+	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.local
 	l.Lineage = maps.Clone(l.Lineage)
@@ -307,6 +317,26 @@ func (p fakePostgres) Barrier(ctx context.Context, _ Roster, _ decide.Conf) erro
 func (p fakePostgres) FirstCommit(ctx context.Context, e fsm.Epoch) error {
 	return p.call(ctx, "commit %s", e)
 }
+func (p fakePostgres) Try(ctx context.Context, primary bool, connected func()) decide.Trial {
+	p.mu.Lock()
+	try := p.try
+	p.tries++
+	p.mu.Unlock()
+	if try == nil {
+		connected()
+		return decide.Trial{Connected: true}
+	}
+	return try(ctx, primary, connected)
+}
+
+func (p fakePostgres) Disks() []decide.Disk {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.disks
+}
+
+func (p fakePostgres) Stopped() bool { return false }
+
 func (p fakePostgres) Equip(ctx context.Context, _ Roster) error { return p.call(ctx, "equip") }
 
 type fakeSentinel struct {

@@ -71,7 +71,7 @@ func (a *Agent) beat(ctx context.Context) time.Duration {
 	instance := a.cfg.Sentinel.Instance()
 	b := Beat{Node: a.cfg.Self, Instance: instance, Group: n.Group, Report: n.Report}
 	if snap := a.view.Load(); snap != nil {
-		b.Report = snap.Report
+		b.Report = a.withHealth(snap.Report) // the loop may hang with the disk
 	}
 	l := s.Groups[n.Group].Lease
 	if l.Holder == a.cfg.Self && l.Instance == instance && a.sentinelAnswers() {

@@ -188,6 +188,7 @@ func (a *Agent) report(v decide.View, p decide.Plan) fsm.Report {
 		Pending: a.obs.Pending, SetAside: a.obs.SetAside, Open: v.PG.Reachable && v.Conf.Phase == decide.Open,
 	}
 	r.Watchdog, r.Unfit = v.Sentinel.Watchdog, a.unfitNow()
+	r = a.withHealth(r)
 	r.Copied, r.ToCopy = a.cfg.Postgres.Progress()
 	if v.Sentinel.Adopted {
 		r.Fence = "weak"

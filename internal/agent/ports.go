@@ -100,6 +100,12 @@ type Postgres interface {
 	Barrier(ctx context.Context, r Roster, c decide.Conf) error
 	// FirstCommit makes one synchronous commit.
 	FirstCommit(ctx context.Context, e fsm.Epoch) error
+	// Try opens a new session and, on a primary, writes through the log, durable here only. connected is called once the session is there.
+	Try(ctx context.Context, primary bool, connected func()) decide.Trial
+	// Disks looks at the file systems of the data directory and of its log. It may hang with them.
+	Disks() []decide.Disk
+	// Stopped reports whether the postmaster is stopped by a signal. It never hangs.
+	Stopped() bool
 	// Equip makes roles and databases that the group must have, on a primary.
 	Equip(ctx context.Context, r Roster) error
 }

@@ -112,7 +112,7 @@ func (a *Agent) recruitable(ctx context.Context, s *fsm.State, e fsm.Epoch) erro
 }
 
 func (a *Agent) promise(ctx context.Context, r Roster, e fsm.Epoch) (decide.Recruit, error) {
-	rec := decide.Recruit{Node: a.cfg.Self, Instance: a.cfg.Sentinel.Instance(), Promise: e, Unfit: a.unfitNow()}
+	rec := decide.Recruit{Node: a.cfg.Self, Instance: a.cfg.Sentinel.Instance(), Promise: e, Unfit: a.unfitNow(), Sick: a.sickness().Text}
 	local, err := a.cfg.Postgres.Local()
 	if err != nil {
 		return rec, err

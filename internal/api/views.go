@@ -43,6 +43,8 @@ type node struct {
 	Epoch          string      `json:"epoch,omitempty"` // of the group's lease
 	LeaseRemaining int64       `json:"lease_remaining_ms"`
 	Fence          string      `json:"fence,omitempty"`
+	Sick           string      `json:"sick,omitempty"`      // the reason, as in the metric
+	SickText       string      `json:"sick_text,omitempty"` // the same in words
 	Rule           string      `json:"rule,omitempty"`
 	Reason         string      `json:"reason,omitempty"`
 	Raft           raft        `json:"raft"`
@@ -103,6 +105,7 @@ func fillSelf(out *node, st admin.Status) {
 	r := self.Report
 	out.State, out.LeaseRemaining, out.Fence = stateOf(st).String(), self.LeaseLeft.Milliseconds(), r.Fence
 	out.Failsafe = failsafeActive(st)
+	out.Sick, out.SickText = r.Sick, r.SickText
 	out.Rule, out.Reason, out.PendingRestart = self.Rule+" "+self.Name, self.Reason, r.Pending
 	if t := self.Processes.PostmasterStarted; !t.IsZero() && self.Postmaster != 0 {
 		out.PostmasterStarted = t.UTC().Format("2006-01-02 15:04:05.000000-07:00")

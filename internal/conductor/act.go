@@ -21,9 +21,13 @@ func (t *term) act(ctx context.Context, s *fsm.State, g fsm.Group, p decide.Clus
 		if a.Early {
 			t.early[g.ID] = time.Now()
 		}
-		t.commit(ctx, fsm.Revoke{Group: g.ID, Epoch: a.Epoch, Reason: a.Reason, Early: a.Early})
+		t.commit(ctx, fsm.Revoke{Group: g.ID, Epoch: a.Epoch, Reason: a.Reason, Early: a.Early, Sick: a.Sick})
 	case decide.DropOperation:
 		t.commit(ctx, fsm.OperationDrop{Group: g.ID, ID: a.ID, Reason: a.Reason})
+	case decide.BeginOperation:
+		t.tried[g.ID] = time.Now()
+		a.Operation.At = time.Now().UTC().Truncate(time.Millisecond)
+		t.commit(ctx, fsm.OperationPut{Group: g.ID, Operation: a.Operation})
 	case decide.StartWork:
 		t.begin(ctx, s, g, a.Phase)
 	case decide.MoveOperation:

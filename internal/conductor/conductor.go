@@ -123,7 +123,7 @@ func (c *Conductor) Run(ctx context.Context, lead Lead) {
 	if c.cfg.Metadata != nil {
 		wg.Go(func() { c.keepMetadata(ctx, lead) })
 	}
-	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), probes: map[fsm.GroupID]*probing{}, seen: make(chan sight), early: map[fsm.GroupID]time.Time{}, began: time.Now()}
+	t := &term{Conductor: c, lead: lead, elections: map[fsm.GroupID]*election{}, answers: make(chan answer), last: map[fsm.GroupID]string{}, changes: map[fsm.GroupID]change{}, works: map[fsm.GroupID]*work{}, results: make(chan worked), probes: map[fsm.GroupID]*probing{}, seen: make(chan sight), early: map[fsm.GroupID]time.Time{}, tried: map[fsm.GroupID]time.Time{}, began: time.Now()}
 	t.run(ctx)
 	c.plans.Store(nil)
 }
@@ -141,6 +141,7 @@ type term struct {
 	probes    map[fsm.GroupID]*probing
 	seen      chan sight
 	early     map[fsm.GroupID]time.Time // when this leader last revoked a lease on evidence
+	tried     map[fsm.GroupID]time.Time // and last began a switchover for sickness
 	began     time.Time
 	wg        sync.WaitGroup
 }
@@ -211,9 +212,8 @@ func (t *term) look(ctx context.Context) (busy bool) {
 			v.Due, v.Late = true, time.Since(pl.Due)
 		}
 		v.Probes, v.Probing = t.probed(g)
-		if at := t.early[id]; !at.IsZero() {
-			v.LastEarly = max(time.Since(at), 1)
-		}
+		v.LastEarly = ago(t.early[id])
+		t.health(s, g, &v)
 		p := decide.Cluster(v)
 		plans[id] = Decision{At: time.Now(), Rule: p.Rule, Name: p.Name, Reason: p.Reason}
 		if t.last[id] != p.Rule {
@@ -228,6 +228,25 @@ func (t *term) look(ctx context.Context) (busy bool) {
 	}
 	t.plans.Store(&plans)
 	return busy
+}
+
+// health fills in how long ago what happened. By the wall clock, as it may have happened before this leader came: one that was set back
+// makes the group wait, not change its primary.
+func (t *term) health(s *fsm.State, g fsm.Group, v *decide.GroupView) {
+	v.SinceSick, v.TriedSick, v.Ailed = ago(g.SickMoved), ago(t.tried[g.ID]), map[fsm.NodeID]time.Duration{}
+	for _, n := range s.Members(g.ID) {
+		if at := n.Report.SickAt; !at.IsZero() {
+			v.Ailed[n.ID] = ago(at)
+		}
+	}
+}
+
+// ago is 0 for a time that never was, and more than 0 for any other.
+func ago(at time.Time) time.Duration {
+	if at.IsZero() {
+		return 0
+	}
+	return max(time.Since(at), 1)
 }
 
 func (t *term) noteChange(g fsm.Group) {

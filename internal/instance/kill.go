@@ -10,7 +10,7 @@ import (
 // killSentinel ends a sentinel that does not answer: frozen, it could wake later and act on what it remembers. The number is
 // checked to be that of a sentinel on this very socket first.
 func killSentinel(pid int, socket string) {
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	cmdline, err := os.ReadFile(procFile(pid, "cmdline"))
 	if err != nil {
 		return
 	}
@@ -23,4 +23,15 @@ func killSentinel(pid int, socket string) {
 	if isOurs && isSentinel {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
+}
+
+func procFile(pid int, name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
+
+// stateOf reads the letter for what a process does from the contents of /proc/PID/stat; 0 when there is none.
+func stateOf(stat []byte) byte {
+	i := bytes.LastIndexByte(stat, ')') // the name before it may hold anything
+	if i < 0 || i+2 >= len(stat) {
+		return 0
+	}
+	return stat[i+2]
 }

@@ -181,7 +181,7 @@ func translate(st fence.Status, mode fence.WatchdogMode) decide.Sentinel {
 		Connected: true, Postmaster: st.Postmaster, Primary: st.Role == fence.RolePrimary, Epoch: fsm.Epoch(st.Epoch), Adopted: st.Weak,
 	}
 	if st.Postmaster == 0 && st.Left > 0 {
-		d.Postmaster = st.SentinelPID // something of it is left: not gone yet
+		d.Postmaster, d.Remains = st.SentinelPID, true // something of it is left: not gone yet
 	}
 	if x := st.LastExit; x != nil {
 		d.Exit = x.Reason

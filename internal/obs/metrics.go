@@ -33,6 +33,7 @@ type Metrics struct {
 	decisions *prometheus.CounterVec
 	events    *prometheus.CounterVec
 	failovers *prometheus.CounterVec
+	sick      *prometheus.GaugeVec
 }
 
 // tickBuckets reach from a good disk's commit to a stall that costs leases, in seconds.
@@ -70,11 +71,12 @@ func NewMetrics(scope, name, version string) *Metrics {
 	m.tick = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "matriarch_tick_duration_seconds", Help: "From the proposal of a tick of leases to its commit, on the leader.", Buckets: tickBuckets,
 	})
+	m.sick = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "matriarch_postgres_sick", Help: "1 for what ails this node's PostgreSQL or its disks, 0 for every other reason."}, []string{"reason"})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "matriarch_build_info", Help: "Always 1; the version is the label.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	reg.MustRegister(m.elections, m.tick, build, &m.patroni, &m.proxy,
+	reg.MustRegister(m.elections, m.tick, m.sick, build, &m.patroni, &m.proxy,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -82,6 +84,13 @@ func NewMetrics(scope, name, version string) *Metrics {
 // Handler serves the metrics in Prometheus' text format.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Sick sets the one reason that holds, of all there are; empty: none.
+func (m *Metrics) Sick(reason string, all []string) {
+	for _, r := range all {
+		m.sick.WithLabelValues(r).Set(number(r == reason))
+	}
 }
 
 // Decision counts a decision taken by the rule with this id.

@@ -88,6 +88,15 @@ func (n *Node) Exec(database string, statements ...string) {
 	}
 }
 
+// SwitchWAL begins other segments of the log until that fails: a server without room for one ends.
+func (n *Node) SwitchWAL() {
+	for range 1000 {
+		if _, err := Query[string](n, "postgres", "SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000000))::text"); err != nil {
+			return
+		}
+	}
+}
+
 // Ack is one acknowledged write.
 type Ack struct {
 	N    int64
