@@ -40,7 +40,11 @@ type Settings struct {
 	DefaultMode      Mode          `json:"default_mode"`       // replication mode of new groups
 	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
 
-	FailoverZone string `json:"failover_zone_preference,omitempty"` // same or other: which zone a new primary comes from where all else is equal
+	FailoverZone  string `json:"failover_zone_preference,omitempty"` // same or other: which zone a new primary comes from where all else is equal
+	CheckTimeline bool   `json:"check_timeline,omitempty"`           // only who has reached the newest timeline may become primary
+
+	MemberSlotsTTL time.Duration `json:"member_slots_ttl,omitempty"` // a member not heard of for so long loses its slot; 0: never
+	RewindFailure  string        `json:"rewind_failure,omitempty"`   // stop: a failed rewind waits for an operator; else a clone follows
 
 	CitusSecondaries  bool          `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
 	CitusSecondaryLag int64         `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
@@ -54,7 +58,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
 		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
-		MaximumClockSkew: 30 * time.Second,
+		MaximumClockSkew: 30 * time.Second, MemberSlotsTTL: 30 * time.Minute,
 		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second,
 	}
 }
@@ -106,6 +110,7 @@ type Report struct {
 	Watchdog  string    `json:"watchdog,omitempty"`  // mode and state, unless it is off
 	Copied    int64     `json:"copied,omitempty"`    // bytes of the clone under way
 	ToCopy    int64     `json:"to_copy,omitempty"`   // its size in bytes
+	Slots     string    `json:"slots,omitempty"`     // what is wrong with its replication slots, in words
 }
 
 // SameButLSN reports whether only positions, the progress of a clone and the time differ.
@@ -148,6 +153,7 @@ type Group struct {
 	Op         *Operation `json:"op,omitempty"`
 	Planned    *Operation `json:"planned,omitempty"` // waits for its time
 	LastOp     *Operation `json:"last_op,omitempty"` // how the one before ended
+	Slots      []Slot     `json:"slots,omitempty"`   // permanent ones, beside the members' own
 }
 
 // Confirmers is how many standbys shall confirm a commit, where that many are there.

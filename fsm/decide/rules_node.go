@@ -2,9 +2,8 @@ package decide
 
 import (
 	"fmt"
+	"strings"
 	"time"
-
-	"matriarch/fsm"
 )
 
 // NodeRule is one row of the table. Ids have gaps and are never used again for something else.
@@ -138,6 +137,15 @@ var NodeRules = []NodeRule{
 				a = StopPG{}
 			}
 			return a, fmt.Sprintf("the data directory belongs to another database cluster: its system identifier is %s, that of group %d is %s; move it away, and this node clones", f.Local.SystemID, f.Group.ID, f.Group.SystemID)
+		},
+	},
+	{
+		"R136", "failed rewind, waiting for an operator", "by the setting rewind_failure",
+		func(f Facts) bool {
+			return f.Settings.RewindFailure == RewindStop && !f.Running && strings.HasPrefix(f.Local.Unfinished, UnfinishedRewind)
+		},
+		func(f Facts) (Action, string) {
+			return nil, fmt.Sprintf("%s: the setting rewind_failure says stop; its data stays as it is until 'matriarch reinit %s' clones it anew", f.Local.Unfinished, f.Node.Name)
 		},
 	},
 	{
@@ -337,6 +345,13 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
+		"R337", "copy logical slots", "before PostgreSQL 17 a server reads slots at its start only",
+		func(f Facts) bool { return f.Upstream && f.PG.Streaming && f.PG.CopySlots },
+		func(f Facts) (Action, string) {
+			return StopPG{}, fmt.Sprintf("restarting to take over logical slots of %s", f.State.Name(f.Group.Lease.Holder))
+		},
+	},
+	{
 		"R340", "standby", "",
 		func(f Facts) bool { return f.Upstream && f.PG.Streaming },
 		func(f Facts) (Action, string) {
@@ -376,15 +391,3 @@ func (f Facts) sentinelSilent() bool { return f.Sentinel.Silent >= SentinelSilen
 
 // couldBePrimary: with a silent sentinel the last known role may be out of date.
 func (f Facts) couldBePrimary() bool { return f.Primary || f.HoldsAny }
-
-func (f Facts) needsClone() bool { return !f.Local.HasData || f.Local.Unfinished != "" }
-
-// cloneSource prefers a streaming standby tagged for it, to spare the primary.
-func (f Facts) cloneSource() fsm.NodeID {
-	for _, n := range f.State.Members(f.Group.ID) {
-		if n.Tags.CloneFrom && n.ID != f.Self && n.ID != f.Group.Lease.Holder && n.Report.State == "streaming" && n.Report.Epoch == f.Epoch {
-			return n.ID
-		}
-	}
-	return f.Group.Lease.Holder
-}

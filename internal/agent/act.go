@@ -243,6 +243,10 @@ func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error 
 		return err
 	}
 	if v.Sentinel.Postmaster != 0 {
+		// While it runs it answers clients, and has what it has.
+		if err := a.cfg.Postgres.CloneRoom(ctx, v.State.Nodes[x.From]); err != nil {
+			return err
+		}
 		if err := a.stopped(ctx, false); err != nil {
 			return err
 		}

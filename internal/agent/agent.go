@@ -48,6 +48,7 @@ type Agent struct {
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
+	presence presenceBox
 
 	// Below: owned by the loop.
 	job       *job
@@ -71,6 +72,7 @@ type Snapshot struct {
 	Plan   decide.Plan
 	Report fsm.Report
 	Aside  []string   // what was set aside, and where
+	Slots  []SlotSeen // replication slots
 	Past   []Decision // newest last
 }
 
@@ -127,9 +129,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if e, until, ok := a.cfg.Sentinel.Remembered(); ok {
 		a.lease.restore(a.cfg.Sentinel.Instance(), e, until)
 	}
+	a.present(nil)
 	a.meet(ctx)
 	wg.Go(func() { a.keepalives(ctx) })
 	wg.Go(func() { a.heartbeat(ctx) })
+	wg.Go(func() { a.keepSlots(ctx) })
 	err := a.loop(ctx)
 	cancel()
 	if a.job != nil {

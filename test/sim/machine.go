@@ -274,7 +274,7 @@ func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, err
 	c.p.gate.pass()
 	defer c.p.gate.pass()
 	a, err := c.p.node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
-	return agent.Answer{Held: a.Held, Lease: a.Lease, NextIn: a.NextIn, Removed: a.Removed}, err
+	return agent.Answer{Held: a.Held, Lease: a.Lease, NextIn: a.NextIn, Removed: a.Removed, Present: a.Present}, err
 }
 
 type leadership struct{ consensus.Leadership }
