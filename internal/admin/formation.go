@@ -281,6 +281,9 @@ func notes(f Formation) []string {
 		} else if strings.Contains(m.Watchdog, string(fence.WatchdogFailed)) {
 			out = append(out, fmt.Sprintf("%s: watchdog: %s", m.Name, m.Watchdog))
 		}
+		if m.Slots != "" {
+			out = append(out, m.Name+": "+m.Slots)
+		}
 		if m.SetAside > 0 {
 			out = append(out, fmt.Sprintf("%s keeps %d data set(s) aside that its group does not have: `matriarch status %s` shows where; look at them, then delete them", m.Name, m.SetAside, m.Name))
 		}

@@ -56,6 +56,8 @@ type Request struct {
 	OperationDrop *fsm.OperationDrop `json:"operation_drop,omitempty"`
 	GroupSet      *fsm.GroupSet      `json:"group_set,omitempty"`
 	SettingsPut   *fsm.SettingsPut   `json:"settings_put,omitempty"`
+	SlotPut       *fsm.SlotPut       `json:"slot_put,omitempty"`
+	SlotDrop      *fsm.SlotDrop      `json:"slot_drop,omitempty"`
 }
 
 // Command is the one command of the request.
@@ -69,6 +71,8 @@ func (r Request) Command() (fsm.Command, error) {
 	add(&out, r.OperationDrop)
 	add(&out, r.GroupSet)
 	add(&out, r.SettingsPut)
+	add(&out, r.SlotPut)
+	add(&out, r.SlotDrop)
 	if len(out) != 1 {
 		return nil, &transport.Error{
 			Code: transport.CodeBadRequest, Message: fmt.Sprintf("request holds %d commands that this version knows, not one", len(out)),
