@@ -175,4 +175,3 @@ func since(w *testkit.Writer, at time.Time) (n int) {
 	}
 	return n
 }
-

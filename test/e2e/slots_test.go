@@ -1,13 +1,14 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
+	"matriarch/fsm"
 	"matriarch/internal/testkit"
 )
 
@@ -27,9 +28,12 @@ func TestSlots(t *testing.T) {
 			}
 		}
 		waitSlots(t, c, nodes)
-		if r := p.CLI("slots", "list"); r.Code != 0 || strings.Count(r.Out, " cdc ") != 3 || strings.Count(r.Out, " archive ") != 3 {
-			t.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
-		}
+		c.Eventually("slots list shows them", func() error {
+			if r := p.CLI("slots", "list"); r.Code != 0 || strings.Count(r.Out, " cdc ") != 3 || strings.Count(r.Out, " archive ") != 3 {
+				return fmt.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+			}
+			return nil
+		})
 		if r := p.CLI("slots", "add", "m_mine"); r.Code != 2 || !strings.Contains(r.Err, "members' own") {
 			t.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
 		}
@@ -115,34 +119,55 @@ func consume(t *testing.T, p *testkit.Node, want ...int) {
 func waitSlots(t *testing.T, c *testkit.Cluster, nodes []*testkit.Node) {
 	t.Helper()
 	p := c.WaitPrimary(0)
-	at, err := testkit.Query[string](p, "postgres", "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'cdc'")
-	for began := time.Now(); err != nil && time.Since(began) < 10*time.Second; {
+	var at string
+	c.Eventually("the primary has the slot", func() (err error) {
 		at, err = testkit.Query[string](p, "postgres", "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'cdc'")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+		return err
+	})
 	version, err := testkit.Query[int](p, "postgres", "SELECT current_setting('server_version_num')::int / 10000")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range others(nodes, p) {
-		sql := "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'archive' OR slot_name = 'cdc' AND confirmed_flush_lsn >= '" + at + "'"
-		if version >= 17 {
-			sql += " AND synced AND NOT temporary AND invalidation_reason IS NULL"
-		}
-		c.Eventually("the slots are on "+n.Name, func() error {
-			have, err := testkit.Query[int](n, "postgres", sql)
-			if err != nil || have != 2 {
-				return fmt.Errorf("%d of 2 (%v)", have, err)
-			}
-			b, err := os.ReadFile(filepath.Join(n.Dir, "pg", "local.json"))
-			if e := c.GroupState(0).Epoch; err != nil || version < 17 && !strings.Contains(string(b), fmt.Sprintf(`"n": %d`, e.N)) || version < 17 && !strings.Contains(string(b), `"cdc"`) {
-				return fmt.Errorf("the copy of cdc is not ready: %s %w", b, err)
-			}
-			return nil
-		})
+	check := copied
+	if version >= 17 {
+		check = copiedByPostgres
 	}
+	for _, n := range others(nodes, p) {
+		c.Eventually("the slots are on "+n.Name, func() error { return check(c, p, n, at) })
+	}
+}
+
+// copied: the node has said of the present epoch that its copy is whole.
+func copied(c *testkit.Cluster, _, n *testkit.Node, at string) error {
+	have, err := testkit.Query[int](n, "postgres", "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'archive' OR slot_name = 'cdc' AND confirmed_flush_lsn >= '"+at+"'")
+	if err != nil || have != 2 {
+		return fmt.Errorf("%d of 2 (%w)", have, err)
+	}
+	var local struct {
+		Ready struct {
+			Epoch fsm.Epoch `json:"epoch"`
+			Names []string  `json:"names"`
+		} `json:"ready_slots"`
+	}
+	b, err := os.ReadFile(filepath.Join(n.Dir, "pg", "local.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &local)
+	}
+	if err != nil || local.Ready.Epoch != c.GroupState(0).Epoch || len(local.Ready.Names) != 1 {
+		return fmt.Errorf("the copy of cdc is not whole: %s %w", b, err)
+	}
+	return nil
+}
+
+// copiedByPostgres: a new copy waits until the slot's consumer has gone beyond what the standby has.
+func copiedByPostgres(_ *testkit.Cluster, p, n *testkit.Node, at string) error {
+	p.Exec(testkit.Database, "CHECKPOINT", "SELECT count(*) FROM pg_logical_slot_get_changes('cdc', NULL, NULL)")
+	have, err := testkit.Query[int](n, "postgres", "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'archive' OR slot_name = 'cdc' AND confirmed_flush_lsn >= '"+at+
+		"' AND synced AND NOT temporary AND invalidation_reason IS NULL")
+	if err != nil || have != 2 {
+		return fmt.Errorf("%d of 2 (%w)", have, err)
+	}
+	return nil
 }
 
 func waitSlot(t *testing.T, c *testkit.Cluster, n *testkit.Node, what, want, sql string) {
