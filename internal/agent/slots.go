@@ -50,14 +50,18 @@ func (a *Agent) lookAtSlots(ctx context.Context) error {
 	if snap == nil || snap.View.Job != "" || !snap.View.PG.Reachable {
 		return nil
 	}
+	g := s.Groups[s.Nodes[a.cfg.Self].Group]
+	primary, open := s.Primary(g.ID)
+	stray := slices.ContainsFunc(snap.Slots, func(x SlotSeen) bool { return x.Failover && !x.Synced })
+	if !open || len(g.Slots) == 0 && (!stray || primary.ID == a.cfg.Self) {
+		return nil
+	}
 	r := a.roster(s)
-	primary, open := s.Primary(r.Group.ID)
 	settled := snap.View.PG.Streaming && snap.View.Conf.Epoch == r.Group.Epoch
 	if primary.ID == a.cfg.Self {
 		settled = snap.View.Sentinel.Primary && snap.View.Sentinel.Epoch == r.Group.Epoch
 	}
-	stray := slices.ContainsFunc(snap.Slots, func(x SlotSeen) bool { return x.Failover && !x.Synced })
-	if !open || !settled || len(r.Group.Slots) == 0 && (!stray || primary.ID == a.cfg.Self) {
+	if !settled {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, quickTimeout)
