@@ -20,6 +20,7 @@ func TestModes(t *testing.T) {
 	c := testkit.New(t)
 	c.Bootstrap("n1")
 	c.Join(0, "n2")
+	c.WaitHealthy()
 	workers := c.Join(1, "w1", "w2", "w3")
 	c.WaitHealthy()
 	pair, trio := c.Write(0), c.Write(1)
