@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Slot is a replication slot that a group's primary always has, whoever that is.
@@ -56,6 +57,10 @@ func (SlotDrop) Kind() string { return "slot_drop" }
 
 // Kind implements Command.
 func (SlotMade) Kind() string { return "slot_made" }
+
+func (SlotPut) since() int  { return 2 }
+func (SlotDrop) since() int { return 2 }
+func (SlotMade) since() int { return 2 }
 
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
 
@@ -181,4 +186,16 @@ func (e entry) slotChange(id GroupID, name string, change func(*Slot) bool) Resu
 		e.Groups[id] = g
 	}
 	return done
+}
+
+// DefaultSlotsTTL is member_slots_ttl where nobody has set it.
+const DefaultSlotsTTL = 30 * time.Minute
+
+// SlotsTTL is how long a member may not be heard of before it loses its replication slot; 0: for ever. A negative setting stands for that, as
+// zero is what settings of older versions have.
+func (s Settings) SlotsTTL() time.Duration {
+	if s.MemberSlotsTTL == 0 {
+		return DefaultSlotsTTL
+	}
+	return max(s.MemberSlotsTTL, 0)
 }

@@ -41,10 +41,10 @@ type Settings struct {
 	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
 
 	FailoverZone  string `json:"failover_zone_preference,omitempty"` // same or other: which zone a new primary comes from where all else is equal
-	CheckTimeline bool   `json:"check_timeline,omitempty"`           // only who has reached the newest timeline may become primary
+	CheckTimeline bool   `json:"check_timeline,omitempty" since:"2"` // only who has reached the newest timeline may become primary
 
-	MemberSlotsTTL time.Duration `json:"member_slots_ttl,omitempty"` // a member not heard of for so long loses its slot; 0: never
-	RewindFailure  string        `json:"rewind_failure,omitempty"`   // stop: a failed rewind waits for an operator; else a clone follows
+	MemberSlotsTTL time.Duration `json:"member_slots_ttl,omitempty" since:"2"` // see SlotsTTL
+	RewindFailure  string        `json:"rewind_failure,omitempty" since:"2"`   // stop: a failed rewind waits for an operator; else a clone follows
 
 	CitusSecondaries  bool          `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
 	CitusSecondaryLag int64         `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
@@ -58,7 +58,7 @@ func DefaultSettings() Settings {
 	return Settings{
 		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
 		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
-		MaximumClockSkew: 30 * time.Second, MemberSlotsTTL: 30 * time.Minute,
+		MaximumClockSkew: 30 * time.Second,
 		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second,
 	}
 }
@@ -104,13 +104,13 @@ type Report struct {
 	Rule      string    `json:"rule"`
 	Fence     string    `json:"fence,omitempty"` // "weak" while a server runs that the sentinel did not start
 	Pending   bool      `json:"pending_restart,omitempty"`
-	SetAside  int       `json:"set_aside,omitempty"` // data directories kept aside
-	Open      bool      `json:"open,omitempty"`      // pg_hba.conf in force lets clients in
-	Unfit     string    `json:"unfit,omitempty"`     // why it must not become primary just now
-	Watchdog  string    `json:"watchdog,omitempty"`  // mode and state, unless it is off
-	Copied    int64     `json:"copied,omitempty"`    // bytes of the clone under way
-	ToCopy    int64     `json:"to_copy,omitempty"`   // its size in bytes
-	Slots     string    `json:"slots,omitempty"`     // what is wrong with its replication slots, in words
+	SetAside  int       `json:"set_aside,omitempty"`       // data directories kept aside
+	Open      bool      `json:"open,omitempty"`            // pg_hba.conf in force lets clients in
+	Unfit     string    `json:"unfit,omitempty"`           // why it must not become primary just now
+	Watchdog  string    `json:"watchdog,omitempty"`        // mode and state, unless it is off
+	Copied    int64     `json:"copied,omitempty"`          // bytes of the clone under way
+	ToCopy    int64     `json:"to_copy,omitempty"`         // its size in bytes
+	Slots     string    `json:"slots,omitempty" since:"2"` // what is wrong with its replication slots, in words
 }
 
 // SameButLSN reports whether only positions, the progress of a clone and the time differ.

@@ -221,7 +221,10 @@ func (a *Agent) still(ctx context.Context, r Roster, e fsm.Epoch) error {
 	if err != nil {
 		return fmt.Errorf("read the newest state first: %w", err)
 	}
-	if g := s.Groups[r.Group.ID]; !g.Opened() || g.Epoch != e {
+	g := s.Groups[r.Group.ID]
+	last, _ := g.LastGrant()
+	usable := g.Opened() || g.Holds() && last.Timeline != 0 // a strict primary may need this very node to open
+	if !g.Held() || g.Epoch != e || last.Epoch != e || !usable {
 		return errNotYet
 	}
 	return nil

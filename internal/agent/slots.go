@@ -94,7 +94,7 @@ func (a *Agent) present(g []fsm.NodeID) {
 
 // absent lists the members that no leader has heard of for longer than their slots are kept, as far as this agent knows.
 func (a *Agent) absent(s *fsm.State, members []fsm.Node) (out []fsm.NodeID) {
-	ttl := s.Cluster.Settings.MemberSlotsTTL
+	ttl := s.Cluster.Settings.SlotsTTL()
 	a.presence.mu.Lock()
 	defer a.presence.mu.Unlock()
 	if ttl <= 0 || a.presence.since.IsZero() {

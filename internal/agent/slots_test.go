@@ -116,6 +116,29 @@ func TestUnreadySlotsGoBeforeAnybodyComes(t *testing.T) {
 	})
 }
 
+// TestAStrictPrimaryIsRewoundTo: it cannot open before the former primary is back, which has something to take back first.
+func TestAStrictPrimaryIsRewoundTo(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		inBed(t, "b", func(b *bed) {
+			standbyBed(b)
+			b.group(func(g *fsm.Group) {
+				g.Strict, g.Epoch, g.Lease.Epoch, g.Lease.Instance = strict, ep(2), ep(2), "ia"
+				g.Grants = append(g.Grants, fsm.Grant{Epoch: ep(2), Holder: "a", Timeline: 3, Parent: 2, Fork: 90})
+				g.Sync.Pairs = append(g.Sync.Pairs, fsm.NewPair(1, "b"))
+			})
+			b.local.Promise = ep(2)
+			b.obs.PG.Settled, b.obs.PG.Streaming, b.obs.Conf = true, false, decide.Conf{Phase: decide.Closed}
+			b.hooks["rewind"] = hang
+		}, func(b *bed) {
+			time.Sleep(3 * time.Second)
+			synctest.Wait()
+			if got := b.count("rewind") > 0; got != strict {
+				t.Errorf("strict %v: %v", strict, b.calls)
+			}
+		})
+	}
+}
+
 func TestAStandbyIsNotStoppedForACloneThatDoesNotFit(t *testing.T) {
 	inBed(t, "b", func(b *bed) {
 		standbyBed(b)
