@@ -34,9 +34,10 @@ type KeepaliveAnswer struct {
 	Held    bool          `json:"held"`  // the asked epoch is held by this node and instance, and not revoked
 	Lease   fsm.Lease     `json:"lease"` // of the group; its TTL is the one to count with
 	Index   uint64        `json:"index"`
-	NextIn  time.Duration `json:"next_in"` // until the next keepalive is welcome
-	Removed bool          `json:"removed"` // the node was taken out of the cluster for good
-	Unknown bool          `json:"unknown"` // the node is not, or not yet, in the state
+	NextIn  time.Duration `json:"next_in"`           // until the next keepalive is welcome
+	Removed bool          `json:"removed"`           // the node was taken out of the cluster for good
+	Unknown bool          `json:"unknown"`           // the node is not, or not yet, in the state
+	Present []fsm.NodeID  `json:"present,omitempty"` // members of the group whose keepalives came lately
 	Term    uint64        `json:"term"`
 	Time    time.Time     `json:"time"` // of the leader's wall clock, for people
 }
@@ -278,8 +279,23 @@ func (t *term) answer(b beat, s *fsm.State) KeepaliveAnswer {
 	_, removed := s.Removed[b.Node]
 	return KeepaliveAnswer{
 		Held: held, Lease: l, Index: s.Index, NextIn: t.nextIn(s), Removed: removed, Unknown: !known && !removed,
-		Term: t.number, Time: time.Now(),
+		Term: t.number, Time: time.Now(), Present: t.present(s, b.Group),
 	}
+}
+
+// presentWithin is how recently a keepalive must have come for its node to be told as present.
+const presentWithin = 10 * time.Second
+
+// present lists the members of a group that this leader hears of; the one that asks is among them.
+func (t *term) present(s *fsm.State, g fsm.GroupID) (out []fsm.NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, id := range s.NodeIDs() {
+		if h, ok := t.heard[id]; ok && s.Nodes[id].Group == g && time.Since(h.At) < presentWithin {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 // nextIn leads to the point of the grid after the nearest, so that nodes meet there however they begin.

@@ -137,6 +137,12 @@ func (e entry) applyGroup(cmd Command) Result {
 		return e.operationDrop(c)
 	case OperationMove:
 		return e.operationMove(c)
+	case SlotPut:
+		return e.slotPut(c)
+	case SlotDrop:
+		return e.slotDrop(c)
+	case SlotMade:
+		return e.slotMade(c)
 	}
 	return refuse("command %q has no handler", cmd.Kind())
 }

@@ -286,6 +286,7 @@ var decoders = map[string]func(json.RawMessage) (Command, error){
 	"sync_propose": decode[SyncPropose], "sync_confirm": decode[SyncConfirm], "group_set": decode[GroupSet],
 	"operation_put": decode[OperationPut], "operation_drop": decode[OperationDrop], "operation_move": decode[OperationMove], "gate_set": decode[GateSet],
 	"recovered": decode[Recovered], "eligible_set": decode[EligibleSet],
+	"slot_put": decode[SlotPut], "slot_drop": decode[SlotDrop], "slot_made": decode[SlotMade],
 }
 
 func decode[C Command](b json.RawMessage) (Command, error) {

@@ -41,7 +41,11 @@ type Settings struct {
 	DefaultMode      Mode          `json:"default_mode"`       // replication mode of new groups
 	MaximumClockSkew time.Duration `json:"maximum_clock_skew"` // a joining node's wall clock may differ by this much
 
-	FailoverZone string `json:"failover_zone_preference,omitempty"` // same or other: which zone a new primary comes from where all else is equal
+	FailoverZone  string `json:"failover_zone_preference,omitempty"` // same or other: which zone a new primary comes from where all else is equal
+	CheckTimeline bool   `json:"check_timeline,omitempty" since:"2"` // only who has reached the newest timeline may become primary
+
+	MemberSlotsTTL time.Duration `json:"member_slots_ttl,omitempty" since:"2"` // see SlotsTTL
+	RewindFailure  string        `json:"rewind_failure,omitempty" since:"2"`   // stop: a failed rewind waits for an operator; else a clone follows
 
 	CitusSecondaries  bool          `json:"citus_secondaries,omitempty"`   // register standbys in pg_dist_node as secondaries
 	CitusSecondaryLag int64         `json:"citus_secondary_lag,omitempty"` // bytes a registered standby may have left to replay
@@ -121,6 +125,7 @@ type Report struct {
 	Sick      string    `json:"sick,omitempty" since:"2"`      // the short name of what ails PostgreSQL or its disks; empty: well
 	SickText  string    `json:"sick_text,omitempty" since:"2"` // the same in words, with the remedy; without numbers that change
 	SickAt    time.Time `json:"sick_at,omitzero" since:"2"`    // when it was last sick, by the leader's clock; Apply keeps it
+	Slots     string    `json:"slots,omitempty" since:"2"`     // what is wrong with its replication slots, in words
 }
 
 // SameButLSN reports whether only positions, the progress of a clone and times differ.
@@ -167,6 +172,7 @@ type Group struct {
 	Op         *Operation `json:"op,omitempty"`
 	Planned    *Operation `json:"planned,omitempty"` // waits for its time
 	LastOp     *Operation `json:"last_op,omitempty"` // how the one before ended
+	Slots      []Slot     `json:"slots,omitempty"`   // permanent ones, beside the members' own
 }
 
 // Confirmers is how many standbys shall confirm a commit, where that many are there.

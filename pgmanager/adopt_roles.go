@@ -69,6 +69,6 @@ func (m *Manager) single(ctx context.Context, configFile, sql string) error {
 	} {
 		args = append(args, "-c", s)
 	}
-	_, err := m.run(ctx, tool{name: "postgres", in: sql, args: append(args, maintenanceDB)})
+	_, err := m.run(ctx, tool{name: "postgres", in: sql, args: append(args, MaintenanceDB)})
 	return err
 }

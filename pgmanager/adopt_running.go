@@ -94,7 +94,7 @@ func (m *Manager) findSocket(a *Adoption) error {
 func (m *Manager) notLetIn(a *Adoption, err error) error {
 	role := pgconf.QuoteIdent(m.os.name)
 	return fmt.Errorf("log in to the running server as its OS user: %w: nothing was changed; let that user in (as a superuser: CREATE ROLE %s SUPERUSER LOGIN; first in pg_hba.conf: local %s %s peer; then SELECT pg_reload_conf()), or stop the server and adopt it stopped",
-		err, role, maintenanceDB, role)
+		err, role, MaintenanceDB, role)
 }
 
 // psql runs statements in one session of the OS user's; the first error ends it. The answer is without column names.
@@ -104,7 +104,7 @@ func (m *Manager) psql(ctx context.Context, a Adoption, sql string) (string, err
 	}
 	out, err := m.run(ctx, tool{name: "psql", in: sql, args: []string{
 		"-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=terse", "-v", "SHOW_CONTEXT=never",
-		"-h", a.SocketDir, "-p", strconv.Itoa(a.Port), "-U", m.os.name, "-d", maintenanceDB,
+		"-h", a.SocketDir, "-p", strconv.Itoa(a.Port), "-U", m.os.name, "-d", MaintenanceDB,
 	}})
 	return strings.TrimSpace(string(out)), err
 }

@@ -29,6 +29,7 @@ type Conf struct {
 	Databases  int               // Citus databases
 	Links      uint64            // see pgconf.Settings
 	Parameters map[string]string // the cluster's settings, over the node's own
+	SlotSync   bool              // standbys may ask for slots, from PostgreSQL 17
 }
 
 // Apply writes the managed settings and the hba file, each by rename, and reports whether one changed. It does not tell
@@ -41,8 +42,13 @@ func (m *Manager) Apply(w Conf) (changed bool, err error) {
 	if err := m.makeRunDirs(); err != nil {
 		return false, fmt.Errorf("apply settings: %w", err)
 	}
+	slotDB := ""
+	if w.SlotSync {
+		slotDB = MaintenanceDB
+	}
 	hba := pgconf.RenderHBA(pgconf.HBA{
-		Phase: w.Phase, Superuser: m.cfg.Superuser, ReplicationUser: m.cfg.ReplicationUser, Nodes: w.Nodes,
+		SlotDatabase: slotDB,
+		Phase:        w.Phase, Superuser: m.cfg.Superuser, ReplicationUser: m.cfg.ReplicationUser, Nodes: w.Nodes,
 		TLS: m.cfg.TLS != nil, Lines: m.cfg.HBA,
 	})
 	c1, err1 := m.replaceIfChanged(m.cfg.hbaFile(), hba, 0o600)

@@ -180,6 +180,55 @@ func asideHolds(t *testing.T, n *node, text string) bool {
 	})
 }
 
+// TestRewindFetchesLog: what the server has removed since the fork comes from the archive.
+func TestRewindFetchesLog(t *testing.T) {
+	archive, err := os.MkdirTemp("/tmp", "mpgarchive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(archive) })
+	if err := os.Chmod(archive, 0o755); err != nil { //nolint:gosec // postgres reads it
+		t.Fatal(err)
+	}
+	a := primary(t)
+	b := clone(t, a, epoch(1))
+	a.sql("CHECKPOINT")
+	a.sql("SELECT pg_switch_wal()")
+	a.sql("CREATE TABLE public.w (who text)")
+	at := a.Observe(a.ctx()).Position
+	b.eventually("caught up", func(o Observation) bool { return o.ReplayLSN >= at })
+	b.must(b.ClearUpstream(b.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
+	a.sql("INSERT INTO public.w VALUES ('only on a')")
+	a.end(syscall.SIGINT)
+	b.promote()
+	_, _, fork, err := b.PromotionPoint(b.ctx())
+	b.must(err)
+	wal := filepath.Join(a.cfg.DataDir, "pg_wal")
+	entries, err := os.ReadDir(wal)
+	a.must(err)
+	moved := 0
+	for _, e := range entries {
+		_, start, ok := pgconf.ParseSegmentName(e.Name(), 16<<20)
+		if !ok || start+16<<20 > fork {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(wal, e.Name()))
+		a.must(err)
+		a.must(os.WriteFile(filepath.Join(archive, e.Name()), text, 0o644)) //nolint:gosec // postgres reads it
+		a.must(os.Remove(filepath.Join(wal, e.Name())))
+		moved++
+	}
+	if moved == 0 {
+		t.Fatal("no log before the fork")
+	}
+	a.cfg.Parameters = map[string]string{"restore_command": "cp " + archive + "/%f %p"}
+	_, err = a.Apply(Conf{})
+	a.must(err)
+	if err := a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFailedRewindLeavesTheMark(t *testing.T) {
 	a := primary(t)
 	b := clone(t, a, epoch(1))
@@ -193,6 +242,11 @@ func TestFailedRewindLeavesTheMark(t *testing.T) {
 	err = a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil)
 	contains(t, err, "pg_rewind", "broke in the middle")
 	a.tools = n
+	l, err := a.Local()
+	a.must(err)
+	if l.Unfinished == nil || !strings.Contains(l.Unfinished.Why, "broke in the middle") {
+		t.Errorf("the record does not say why: %+v", l.Unfinished)
+	}
 	if _, err := a.StartCommand(a.ctx()); !errors.Is(err, ErrUnfinished) {
 		t.Fatalf("start of a half rewound directory: %v", err)
 	}

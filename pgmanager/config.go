@@ -48,6 +48,7 @@ type Upstream struct {
 	Port     int
 	AppName  string    // application_name, see pgconf.AppName
 	Slot     string    // physical slot on the upstream; empty for none
+	Database string    // in which the slots of the upstream are asked for, from PostgreSQL 17; empty for none
 	PassFile string    // credential of the epoch, see WriteCredential
 	Epoch    fsm.Epoch // epoch that made the upstream's timeline; used by Clone and Rewind only
 	SystemID string    // expected of it; empty means Config.SystemID; used by Clone and Rewind only
@@ -178,6 +179,9 @@ func (c Config) conninfo(u Upstream) string {
 	}
 	if c.TLS != nil {
 		ci["sslmode"], ci["sslrootcert"] = "verify-ca", c.TLS.CAFile
+	}
+	if u.Database != "" {
+		ci["dbname"] = u.Database
 	}
 	return ci.String()
 }

@@ -104,7 +104,7 @@ func (m *Manager) firstLimits(ctx context.Context, dir string) error {
 			args = append(args, "-c", l.name+"="+v)
 		}
 	}
-	if _, err := m.run(ctx, tool{name: "postgres", args: append(args, maintenanceDB)}); err != nil {
+	if _, err := m.run(ctx, tool{name: "postgres", args: append(args, MaintenanceDB)}); err != nil {
 		return fmt.Errorf("set the first limits: %w", err)
 	}
 	return nil

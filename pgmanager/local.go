@@ -26,6 +26,8 @@ type Unfinished struct {
 	Since time.Time `json:"since"`
 	// Prefix: a clone that will set aside nothing that its group has not.
 	Prefix bool `json:"prefix,omitempty"`
+	// Why: the error of a rewind that failed; empty when it was interrupted.
+	Why string `json:"why,omitempty"`
 }
 
 // Local is the node's durable record about its data directory, kept outside of it.
@@ -35,6 +37,21 @@ type Local struct {
 	Unfinished *Unfinished                `json:"unfinished,omitempty"`
 	SystemID   string                     `json:"system_id,omitempty"`
 	Word       time.Duration              `json:"word_ns,omitempty"` // it gave a primary its word to stay a standby for so long, and it may still be out
+	ReadySlots *ReadySlots                `json:"ready_slots,omitempty"`
+}
+
+// ReadySlots are copies of logical slots that a promotion may keep, if the epoch followed before it was this one.
+type ReadySlots struct {
+	Epoch fsm.Epoch `json:"epoch"`
+	Names []string  `json:"names"`
+}
+
+// Under are the names that hold for who follows, or followed last, the epoch.
+func (r *ReadySlots) Under(e fsm.Epoch) []string {
+	if r == nil || r.Epoch != e {
+		return nil
+	}
+	return r.Names
 }
 
 func (m *Manager) localFile() string { return filepath.Join(m.cfg.RunDir, "local.json") }
@@ -133,7 +150,7 @@ func (m *Manager) finish(systemID string, tl fsm.Timeline, e fsm.Epoch, ancestor
 		if tl != 0 {
 			l.Lineage[tl] = e
 		}
-		l.SystemID, l.Unfinished = systemID, nil
+		l.SystemID, l.Unfinished, l.ReadySlots = systemID, nil, nil
 		return nil
 	})
 }

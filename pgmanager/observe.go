@@ -77,12 +77,20 @@ type Sender struct {
 
 // Slot is one replication slot.
 type Slot struct {
-	Name       string  `json:"name"`
-	Type       string  `json:"type"`
-	Active     bool    `json:"active"`
-	ActivePID  int     `json:"pid"`
-	RestartLSN fsm.LSN `json:"restart"`
-	WALStatus  string  `json:"wal"`
+	Name         string  `json:"name"`
+	Type         string  `json:"type"`
+	Database     string  `json:"database"` // of a logical one
+	Plugin       string  `json:"plugin"`
+	Active       bool    `json:"active"`
+	ActivePID    int     `json:"pid"`
+	Temporary    bool    `json:"temporary"`
+	Failover     bool    `json:"failover"` // from PostgreSQL 17
+	Synced       bool    `json:"synced"`   // from PostgreSQL 17
+	RestartLSN   fsm.LSN `json:"restart"`
+	ConfirmedLSN fsm.LSN `json:"confirmed"`
+	CatalogXmin  uint32  `json:"catalog_xmin"`
+	Retained     int64   `json:"retained"` // bytes of log
+	WALStatus    string  `json:"wal"`      // lost as well when it was invalidated for another reason
 }
 
 //go:embed observe.sql

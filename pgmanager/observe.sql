@@ -28,9 +28,14 @@ SELECT
      'slot', coalesce((SELECT l.slot_name FROM pg_replication_slots l WHERE l.active_pid = p.pid LIMIT 1), ''))
      ORDER BY p.pid)
    FROM pg_stat_replication p),
-  (SELECT json_agg(json_build_object('name', l.slot_name, 'type', l.slot_type, 'active', l.active,
-     'pid', coalesce(l.active_pid, 0), 'restart', coalesce((l.restart_lsn - '0/0'::pg_lsn)::int8, 0),
-     'wal', coalesce(l.wal_status, '')) ORDER BY l.slot_name)
+  (SELECT json_agg(json_build_object('name', l.slot_name, 'type', l.slot_type, 'database', coalesce(l.database, ''),
+     'plugin', coalesce(l.plugin, ''), 'active', l.active, 'pid', coalesce(l.active_pid, 0), 'temporary', l.temporary,
+     'failover', coalesce((to_jsonb(l) ->> 'failover')::bool, false), 'synced', coalesce((to_jsonb(l) ->> 'synced')::bool, false),
+     'restart', coalesce((l.restart_lsn - '0/0'::pg_lsn)::int8, 0), 'confirmed', coalesce((l.confirmed_flush_lsn - '0/0'::pg_lsn)::int8, 0),
+     'catalog_xmin', coalesce(l.catalog_xmin::text::int8, 0),
+     'retained', coalesce((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - l.restart_lsn)::int8, 0),
+     'wal', CASE WHEN to_jsonb(l) ->> 'invalidation_reason' IS NOT NULL OR (to_jsonb(l) ->> 'conflicting')::bool THEN 'lost'
+       ELSE coalesce(l.wal_status, '') END) ORDER BY l.slot_name)
    FROM pg_replication_slots l),
   CASE WHEN $1::bool THEN (SELECT array_agg(name::text ORDER BY name) FROM pg_settings WHERE pending_restart) END
 FROM pg_control_checkpoint() c, pg_control_recovery() r, pg_control_system() s, pg_control_init() i

@@ -131,7 +131,8 @@ func (m *Manager) Checkpoint(ctx context.Context) error {
 }
 
 // EnsureSlots makes the wanted physical slots, each holding the log from now on, and drops Matriarch's others unless in
-// use. A slot that has lost its log is made anew. Slots without Matriarch's prefix are never touched.
+// use. A slot that has lost its log is made anew, and its standby connects again: it may stream through such a slot, which
+// keeps nothing for it. Slots without Matriarch's prefix are never touched.
 func (m *Manager) EnsureSlots(ctx context.Context, want []string) (created []string, err error) {
 	for _, n := range want {
 		if !strings.HasPrefix(n, pgconf.SlotPrefix) || len(n) > pgconf.MaxName {
@@ -139,7 +140,12 @@ func (m *Manager) EnsureSlots(ctx context.Context, want []string) (created []str
 		}
 	}
 	err = m.withConn(ctx, "ensure slots", func(c *pgx.Conn) error {
-		_, err := c.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+		_, err := c.Exec(ctx, `SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots
+			WHERE slot_type = 'physical' AND starts_with(slot_name, $1) AND active AND wal_status = 'lost'`, pgconf.SlotPrefix)
+		if err != nil {
+			return err
+		}
+		_, err = c.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
 			WHERE slot_type = 'physical' AND starts_with(slot_name, $1) AND NOT active AND NOT temporary
 			AND (slot_name <> ALL($2) OR wal_status = 'lost')`, pgconf.SlotPrefix, notNil(want))
 		if err != nil {

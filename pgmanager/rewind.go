@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"matriarch/fsm"
@@ -21,10 +22,17 @@ import (
 // server as a standby of up and return once it answers. Nil leaves that out, for an up that nobody writes to. After a
 // failure the mark stays and only Clone helps.
 func (m *Manager) Rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp func(context.Context) error) error {
-	if err := m.rewind(ctx, up, from, catchUp); err != nil {
-		return fmt.Errorf("rewind to %s: %w", up.address(), err)
+	err := m.rewind(ctx, up, from, catchUp)
+	if err == nil {
+		return nil
 	}
-	return nil
+	err = fmt.Errorf("rewind to %s: %w", up.address(), err)
+	return errors.Join(err, m.change(func(l *Local) error {
+		if l.Unfinished != nil && l.Unfinished.Kind == "rewind" {
+			l.Unfinished.Why = err.Error()
+		}
+		return nil
+	}))
 }
 
 func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp func(context.Context) error) error {
@@ -84,15 +92,33 @@ func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
 	}
 	defer done()
 	ci := pgconf.Conninfo{
-		"host": up.Host, "port": strconv.Itoa(up.Port), "user": m.cfg.Superuser, "dbname": maintenanceDB,
+		"host": up.Host, "port": strconv.Itoa(up.Port), "user": m.cfg.Superuser, "dbname": MaintenanceDB,
 		"application_name": "matriarch rewind",
 	}
-	_, err = m.run(ctx, tool{
-		name: "pg_rewind",
-		args: []string{"--target-pgdata=" + m.cfg.DataDir, "--source-server=" + ci.String(), "--no-ensure-shutdown"},
-		env:  append(m.sslEnv(), pass),
-	})
+	args := []string{"--target-pgdata=" + m.cfg.DataDir, "--source-server=" + ci.String(), "--no-ensure-shutdown"}
+	restore, err := m.restoreArgs(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = m.run(ctx, tool{name: "pg_rewind", args: append(args, restore...), env: append(m.sslEnv(), pass)})
 	return err
+}
+
+// restoreArgs has pg_rewind fetch log that is here no more by the restore_command, if there is one.
+func (m *Manager) restoreArgs(ctx context.Context) ([]string, error) {
+	args := append([]string{"-D", m.cfg.DataDir}, m.configFileArgs()...)
+	out, err := m.run(ctx, tool{name: "postgres", args: append(args, "-C", "restore_command")})
+	if err != nil {
+		return nil, fmt.Errorf("read restore_command: %w", err)
+	}
+	if strings.TrimSpace(string(out)) == "" {
+		return nil, nil
+	}
+	restore := []string{"--restore-target-wal"}
+	if m.cfg.ConfigFile != filepath.Join(m.cfg.DataDir, "postgresql.conf") {
+		restore = append(restore, "--config-file="+m.cfg.ConfigFile)
+	}
+	return restore, nil
 }
 
 // recoverAlone ends crash recovery in a single-user server, as pg_rewind needs a clean end. It does what pg_rewind would do

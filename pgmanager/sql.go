@@ -9,9 +9,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// maintenanceDB is where the manager's own sessions live. It is not a Citus database: a session there would start Citus'
+// MaintenanceDB is where the manager's own sessions live. It is not a Citus database: a session there would start Citus'
 // maintenance daemon before the conductor has corrected its rows.
-const maintenanceDB = "postgres"
+const MaintenanceDB = "postgres"
 
 const connectTimeout = 3 * time.Second
 
@@ -40,7 +40,7 @@ func (m *Manager) connConfig(host string, port int) (*pgx.ConnConfig, error) {
 	if m.cfg.TLS != nil && host != m.cfg.SocketDir {
 		text = "sslmode=verify-ca sslrootcert='" + m.cfg.TLS.CAFile + "'"
 	}
-	cfg, err := pgx.ParseConfig(fmt.Sprintf("%s host='%s' port=%d dbname=%s", text, host, port, maintenanceDB))
+	cfg, err := pgx.ParseConfig(fmt.Sprintf("%s host='%s' port=%d dbname=%s", text, host, port, MaintenanceDB))
 	if err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", host, port, err)
 	}

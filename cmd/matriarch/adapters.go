@@ -23,7 +23,7 @@ type control struct{ *consensus.Node }
 
 func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, error) {
 	a, err := c.Node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
-	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed}, err
+	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed, Present: a.Present}, err
 }
 
 // HeardLeader implements agent.Control.

@@ -73,6 +73,23 @@ func TestRemoveAsksAndDrains(t *testing.T) {
 	}
 }
 
+func TestRemoveFromAStrictGroup(t *testing.T) {
+	f := newFake()
+	f.group(0, func(g *fsm.Group) { g.Strict = true }) // coord-3 is tagged nosync: coord-2 is the only one to confirm
+	for _, node := range []string{"coord-2", "leave"} {
+		args := []string{"remove", node, "--yes"}
+		if node == "leave" {
+			args = []string{"leave", "--yes"}
+		}
+		if got := invoke(t, f, "", args...); got.code != 1 || len(f.got) != 0 || !strings.Contains(got.err, "strict=false") {
+			t.Errorf("%v: %+v, %d requests", args, got, len(f.got))
+		}
+	}
+	if got := invoke(t, f, "", "remove", "coord-3", "--yes"); got.code != 0 {
+		t.Errorf("one that confirms nothing: %+v", got)
+	}
+}
+
 func TestRemoveRefusedPutsTheTagBack(t *testing.T) {
 	f := newFake()
 	f.submit = func(r admin.Request) (fsm.Result, error) {

@@ -38,6 +38,7 @@ type fake struct {
 	err    error
 
 	restarted []string
+	reinit    func() // what becomes of it
 	unfit     error
 
 	citus func(to fsm.NodeID, r admin.CitusRequest) ([]admin.CitusAnswer, error)
@@ -93,6 +94,9 @@ func (f *fake) RestartStandby(_ context.Context, n fsm.Node) error {
 
 func (f *fake) Reinit(_ context.Context, n fsm.Node, from fsm.NodeID) error {
 	f.restarted = append(f.restarted, n.Name+" from "+string(from))
+	if f.reinit != nil {
+		f.reinit()
+	}
 	return nil
 }
 

@@ -83,6 +83,10 @@ func (p *program) takeOut(c *cli.Context, cl cluster, name string) error {
 		return fmt.Errorf("%s refused: %s is the primary of group %d: first 'matriarch failover --group %d'", c.Command.Name, n.Name, n.Group, n.Group)
 	}
 	question := fmt.Sprintf("%s (group %d, %s) leaves cluster %s for good.", n.Name, n.Group, n.Peer, st.State.Cluster.ID)
+	if left := confirmersWithout(st.State, g, n.ID); g.Holds() && left < g.Confirmers() && left < confirmersWithout(st.State, g, "") {
+		return fmt.Errorf("%s refused: group %d is strict and its commits need %d standbys: %s would leave %d, and they would wait for ever; first add a standby, or 'matriarch config set --group %d strict=false', or a lower synchronous_node_count",
+			c.Command.Name, n.Group, g.Confirmers(), n.Name, left, n.Group)
+	}
 	if only && g.Retired {
 		question += fmt.Sprintf(" It is the last node of group %d.", n.Group)
 	}
@@ -97,6 +101,16 @@ func (p *program) takeOut(c *cli.Context, cl cluster, name string) error {
 		return errors.Join(err, undrain())
 	}
 	return done(c, "%s is removed; its data directory is untouched", n.Name)
+}
+
+// confirmersWithout counts the standbys that may confirm commits once a node has left.
+func confirmersWithout(s *fsm.State, g fsm.Group, leaver fsm.NodeID) (n int) {
+	for _, m := range s.Members(g.ID) {
+		if m.ID != g.Lease.Holder && m.ID != leaver && !m.Tags.NoSync && m.Postgres != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // drain has the primary let go of a standby, by the tag nosync. undrain puts the tag back as it was.

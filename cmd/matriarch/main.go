@@ -107,7 +107,7 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "print as table, json or yaml", Value: "table"},
 		},
 		Commands: append(leadVerbs(),
-			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(),
+			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(), p.slotsVerb(),
 			p.configVerb(), p.demoVerb(), p.versionVerb(), p.upgradeVerb(), p.snapshotVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,

@@ -143,7 +143,24 @@ func renderNode(w io.Writer, v nodeView, s *fsm.State) {
 		}
 		fmt.Fprintf(w, "  standby %s: %s\n", s.Name(x.Node), state)
 	}
+	for _, x := range self.Slots {
+		use := "not in use"
+		if x.Active {
+			use = "in use"
+		}
+		fmt.Fprintf(w, "  slot %s (%s, %s): %s, WAL %s, keeps %s\n", x.Name, x.Type, admin.SlotKind(s.Groups[m.Group], x.Name), use, orNone(x.WALStatus), size(x.Retained))
+	}
+	if m.Slots != "" {
+		fmt.Fprintf(w, "- %s\n", m.Slots)
+	}
 	renderProxy(w, v.Proxy)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
 }
 
 func leaseText(self *admin.Self) string {

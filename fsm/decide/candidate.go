@@ -2,6 +2,7 @@ package decide
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -38,7 +39,7 @@ func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
 		if !ok || r.Unfit != "" || !g.MayHold(r.Node) || n.Tags.NoFailover || n.Tags.FailoverPriority < 0 {
 			continue
 		}
-		if !g.Sync.Unknown && !lineageTrue(g, r.Timeline, r.Lineage) {
+		if !g.Sync.Unknown && !lineageTrue(g, r.Timeline, r.Lineage) || outdated(s, g, r) {
 			continue
 		}
 		out = append(out, r)
@@ -57,6 +58,19 @@ func Candidates(s *fsm.State, g fsm.Group, recruits []Recruit) []Recruit {
 		)
 	})
 	return out
+}
+
+// outdated: by the setting check_timeline, who has not reached the newest timeline that was written to may not become primary.
+func outdated(s *fsm.State, g fsm.Group, r Recruit) bool {
+	if !s.Cluster.Settings.CheckTimeline || g.Sync.Unknown {
+		return false
+	}
+	for _, gr := range slices.Backward(g.Grants) {
+		if gr.Timeline != 0 {
+			return r.Lineage.Less(gr.Epoch)
+		}
+	}
+	return false
 }
 
 // compareZone prefers a node of the last holder's zone, or of another, as the settings say.
@@ -108,7 +122,11 @@ func (f GroupFacts) refusalText() string {
 	for _, n := range f.Members {
 		why := f.Refusals[n.ID]
 		for _, r := range f.Recruits {
-			if r.Node == n.ID {
+			switch {
+			case r.Node != n.ID:
+			case r.Unfit == "" && outdated(f.State, f.Group, r):
+				why = fmt.Sprintf("has not reached the newest timeline, which the setting check_timeline asks for: it is on timeline %d", r.Timeline)
+			default:
 				why = r.Unfit
 				if !f.Group.MayHold(r.Node) {
 					why = "joined without the last primary's knowledge, which may stay up by failsafe"

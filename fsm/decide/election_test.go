@@ -38,6 +38,11 @@ func TestWhoIsElected(t *testing.T) {
 	late := func(v *GroupView) { v.Asking = AliveWithin }
 	lost := edit(func(g *fsm.Group) { g.Sync.Pairs = []fsm.Pair{fsm.NewPair(2, "b", "c")} }) // a alone, or any one of them
 	changed := func(v *GroupView) { v.Changed = time.Second }
+	newest := func(v *GroupView) { v.State.Cluster.Settings.CheckTimeline = true }
+	behind := Recruit{Node: "b", Timeline: 1, LSN: 90} // never followed the last primary
+	async := func(v *GroupView) {
+		v.Group.Mode, v.Group.Sync.Pairs, v.Asking = fsm.Off, []fsm.Pair{{}}, time.Hour
+	}
 	strict := edit(func(g *fsm.Group) { g.Strict, g.SyncCount = true, 2 })
 	for _, tc := range []struct {
 		name string
@@ -64,6 +69,10 @@ func TestWhoIsElected(t *testing.T) {
 		{"another history is not a loss but something else", election(recruits(Recruit{Node: "c", Timeline: 2, Lineage: ep(0), LSN: 100}), late, accepts("c")), "", "", ""},
 		{"the candidate has not answered", election(recruits(rec("b", 200)), late, accepts("c")), "", "", ""},
 		{"loss accepted says how many bytes", election(recruits(rec("c", 100)), late, accepts("c"), func(v *GroupView) { v.Reference = 160 }), "c", "0 []", "60 bytes of what n-a"},
+		{"an older timeline, asynchronous", election(recruits(behind), async), "b", "0 []", ""},
+		{"check_timeline refuses it", election(recruits(behind), async, newest), "", "", "n-b: has not reached the newest timeline"},
+		{"check_timeline takes the other", election(recruits(behind, rec("c", 100)), async, newest), "c", "0 []", ""},
+		{"check_timeline and everybody on it", election(recruits(rec("b", 200), rec("c", 200)), newest), "b", "1 [c]", ""},
 		{"any one of two suffices", election(recruits(rec("c", 200)), lost), "c", "0 []", ""},
 		{"strict names those who are absent", election(recruits(rec("c", 200)), lost, strict), "c", "2 [a b]", ""},
 	} {

@@ -171,7 +171,7 @@ func (f Facts) wantStandbyConf() Conf {
 
 // shared fills in what is the same on all nodes.
 func (f Facts) shared(c Conf) Conf {
-	c.Access, c.Links, c.Spaces = Access(f.State), Links(f.State), len(f.Settings.Databases)
+	c.Access, c.Links, c.Spaces, c.Logical = Access(f.State), Links(f.State), len(f.Settings.Databases), f.Group.HasLogicalSlots()
 	return c
 }
 

@@ -170,6 +170,13 @@ var nodeExamples = []nodeExample{
 	{"has begun", "R142", primary(func(v *View) { v.Sentinel, v.Local.Lineage = Sentinel{Connected: true}, nil }, group(func(g *fsm.Group) { *g = fsm.Group{ClaimedBy: "a"} })), Announce{}},
 	{"new node", "R144", standby(func(v *View) { v.Sentinel, v.Local = Sentinel{Connected: true}, Local{} }), Clone{"a", ep(1)}},
 	{"broken clone", "R144", standby(func(v *View) { v.Sentinel, v.Local.Unfinished = Sentinel{Connected: true}, "unfinished clone" }), Clone{"a", ep(1)}},
+	{"broken rewind", "R144", standby(func(v *View) {
+		v.Sentinel, v.Local.Unfinished = Sentinel{Connected: true}, "unfinished rewind (no such file)"
+	}), Clone{"a", ep(1)}},
+	{"broken rewind, not to be replaced", "R136", standby(rewindStop, func(v *View) {
+		v.Sentinel, v.Local.Unfinished = Sentinel{Connected: true}, "unfinished rewind (no such file)"
+	}), nil},
+	{"broken clone, whatever becomes of rewinds", "R144", standby(rewindStop, func(v *View) { v.Sentinel, v.Local.Unfinished = Sentinel{Connected: true}, "unfinished clone" }), Clone{"a", ep(1)}},
 	{"new node, no primary", "R146", standby(func(v *View) { v.Sentinel, v.Local = Sentinel{Connected: true}, Local{} }, group(free)), nil},
 	{"stray server with a lease", "R147", primary(func(v *View) { v.Sentinel, v.Local.Stray = Sentinel{Connected: true}, true }), Adopt{ep(1)}},
 	{"stray server beside a primary", "R143", primary(func(v *View) {
@@ -237,6 +244,9 @@ var nodeExamples = []nodeExample{
 	{"diverged, not open", "R314", primary(func(v *View) { v.Sentinel.Primary = false }, group(promotedB), detached), nil},
 	{"WAL removed", "R320", standby(func(v *View) { v.PG.Streaming, v.PG.WALRemoved = false, true }), Clone{"a", ep(1)}},
 	{"slots of a former primary", "R335", standby(func(v *View) { v.PG.SlotsWrong = true }), Slots{}},
+	{"logical slots to copy", "R337", standby(func(v *View) { v.PG.CopySlots = true }), StopPG{}},
+	{"logical slots to copy, but nobody to copy from", "R900", standby(group(free), detached, func(v *View) { v.PG.CopySlots = true }), nil},
+	{"a logical slot was asked for", "R330", standby(group(func(g *fsm.Group) { g.Slots = []fsm.Slot{{Name: "cdc", Type: fsm.Logical}} })), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a", Logical: true}}},
 	{"another primary elsewhere", "R230", primary(elsewhere), Configure{Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}}},
 	{"another primary elsewhere, to a standby", "R330", standby(elsewhere), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a"}}},
 	{"another database", "R230", primary(func(v *View) {
@@ -259,6 +269,12 @@ var nodeExamples = []nodeExample{
 	})), nil},
 	{"an old state does not lead away from the upstream", "R900", standby(func(v *View) { v.Local.Lineage[3], v.Local.Promise = ep(4), fsm.Epoch{} }), nil},
 	{"an epoch below the promise is not followed", "R900", standby(detached, func(v *View) { v.Local.Promise = ep(2) }), nil},
+}
+
+func rewindStop(v *View) {
+	s := *v.State
+	s.Cluster.Settings.RewindFailure = RewindStop
+	v.State = &s
 }
 
 // everywhere is what all nodes have alike.

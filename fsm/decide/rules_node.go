@@ -2,6 +2,7 @@ package decide
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -136,6 +137,15 @@ var NodeRules = []NodeRule{
 				a = StopPG{}
 			}
 			return a, fmt.Sprintf("the data directory belongs to another database cluster: its system identifier is %s, that of group %d is %s; move it away, and this node clones", f.Local.SystemID, f.Group.ID, f.Group.SystemID)
+		},
+	},
+	{
+		"R136", "failed rewind, waiting for an operator", "by the setting rewind_failure",
+		func(f Facts) bool {
+			return f.Settings.RewindFailure == RewindStop && !f.Running && strings.HasPrefix(f.Local.Unfinished, UnfinishedRewind)
+		},
+		func(f Facts) (Action, string) {
+			return nil, fmt.Sprintf("%s: the setting rewind_failure says stop; its data stays as it is until 'matriarch reinit %s' clones it anew", f.Local.Unfinished, f.Node.Name)
 		},
 	},
 	{
@@ -346,6 +356,13 @@ var NodeRules = []NodeRule{
 		func(f Facts) bool { return f.Upstream && f.PG.SlotsWrong },
 		func(Facts) (Action, string) {
 			return Slots{}, "dropping the slots this node kept for others as primary"
+		},
+	},
+	{
+		"R337", "copy logical slots", "before PostgreSQL 17 a server reads slots at its start only",
+		func(f Facts) bool { return f.Upstream && f.PG.Streaming && f.PG.CopySlots },
+		func(f Facts) (Action, string) {
+			return StopPG{}, fmt.Sprintf("restarting to take over logical slots of %s", f.State.Name(f.Group.Lease.Holder))
 		},
 	},
 	{

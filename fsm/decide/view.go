@@ -51,6 +51,7 @@ type Postgres struct {
 	Streaming  bool    // its walreceiver streams
 	WALRemoved bool    // the upstream no longer has what it needs
 	Starved    bool    // replay has stopped: a limit is lower than where the log was written
+	CopySlots  bool    // logical slots of the primary can be copied while this standby is stopped
 	SlotsWrong bool    // the members' slots here are not those wanted: a primary has them all, a standby none
 	Senders    []Sender
 }
@@ -103,12 +104,13 @@ type Conf struct {
 	Access   string       // the nodes that Members lets in, as Access names them
 	Links    uint64       // when it changes, sessions give up their connections to other groups, as Links says
 	Spaces   int          // how many databases need worker processes
+	Logical  bool         // the group has logical slots that standbys keep, too
 }
 
 // Equal compares two configurations.
 func (c Conf) Equal(o Conf) bool {
 	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && slices.Equal(c.Order, o.Order) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access &&
-		c.Links == o.Links && c.Spaces == o.Spaces
+		c.Links == o.Links && c.Spaces == o.Spaces && c.Logical == o.Logical
 }
 
 // Plan is the outcome of a decision.

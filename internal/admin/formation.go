@@ -113,7 +113,7 @@ func newGroup(st Status, g fsm.Group) Group {
 	v := Group{
 		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g, g.Sync.Target()), Paused: g.Paused, Retired: g.Retired,
 		Degraded: g.Mode != fsm.Off && g.Opened() && g.Sync.Target().K < min(g.Confirmers(), syncable(s, g)),
-		Strict:   g.Strict, SyncCount: g.Confirmers(), SyncLag: g.SyncLag, Waiting: waiting(s, g),
+		Strict:   g.Strict, SyncCount: g.Confirmers(), SyncLag: g.SyncLag, Waiting: waiting(st, g),
 	}
 	switch {
 	case g.Failsafe && g.Eligible == nil:
@@ -160,14 +160,16 @@ func nameOf(s *fsm.State, id fsm.NodeID) string {
 	return s.Name(id)
 }
 
-// waiting reports whether a strict group has fewer standbys that stream, by their last reports, than have to confirm a commit.
-func waiting(s *fsm.State, g fsm.Group) bool {
+// waiting reports whether a strict group has fewer standbys that stream, by their last reports and as far as they are heard of, than have
+// to confirm a commit.
+func waiting(st Status, g fsm.Group) bool {
 	if !g.Holds() || !g.Held() {
 		return false
 	}
 	target, n := g.Sync.Target(), 0
 	for _, id := range target.S {
-		if r := s.Nodes[id].Report; r.State == "streaming" && r.Epoch == g.Epoch {
+		_, silent := st.Silence(id)
+		if r := st.State.Nodes[id].Report; r.State == "streaming" && r.Epoch == g.Epoch && !silent {
 			n++
 		}
 	}
@@ -296,6 +298,9 @@ func notes(f Formation) []string {
 			out = append(out, fmt.Sprintf("%s cannot become primary just now: %s", m.Name, m.Unfit))
 		} else if strings.Contains(m.Watchdog, string(fence.WatchdogFailed)) {
 			out = append(out, fmt.Sprintf("%s: watchdog: %s", m.Name, m.Watchdog))
+		}
+		if m.Slots != "" {
+			out = append(out, m.Name+": "+m.Slots)
 		}
 		if m.SetAside > 0 {
 			out = append(out, fmt.Sprintf("%s keeps %d data set(s) aside that its group does not have: `matriarch status %s` shows where; look at them, then delete them", m.Name, m.SetAside, m.Name))

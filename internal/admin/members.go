@@ -40,6 +40,7 @@ type Member struct {
 	Fence      string         `json:"fence,omitempty"`
 	Pending    bool           `json:"pending_restart,omitempty"`
 	SetAside   int            `json:"set_aside,omitempty"`
+	Slots      string         `json:"slots,omitempty"`    // what is wrong with its replication slots
 	Copied     int64          `json:"copied,omitempty"`   // bytes of a clone under way
 	ToCopy     int64          `json:"to_copy,omitempty"`  // its size
 	Unfit      string         `json:"unfit,omitempty"`    // why it must not become primary just now
@@ -68,7 +69,7 @@ func member(st Status, n fsm.Node) Member {
 	r := n.Report
 	m := Member{
 		Group: n.Group, Name: n.Name, ID: n.ID, Host: n.Postgres, Peer: n.Peer, API: n.API, Role: roleOf(g, n.ID), State: r.State, Timeline: r.Timeline,
-		Tags: TagMap(n.Tags), Zone: n.Zone, Version: n.Version, Fence: r.Fence, Pending: r.Pending, SetAside: r.SetAside,
+		Tags: TagMap(n.Tags), Zone: n.Zone, Version: n.Version, Fence: r.Fence, Pending: r.Pending, SetAside: r.SetAside, Slots: r.Slots,
 		Copied: r.Copied, ToCopy: r.ToCopy, Unfit: r.Unfit, Sick: r.SickText, Watchdog: r.Watchdog, Suffrage: st.Raft.Suffrage[n.ID],
 	}
 	m.State += Progress(r)

@@ -61,6 +61,8 @@ type Request struct {
 	OperationDrop *fsm.OperationDrop `json:"operation_drop,omitempty"`
 	GroupSet      *fsm.GroupSet      `json:"group_set,omitempty"`
 	SettingsPut   *fsm.SettingsPut   `json:"settings_put,omitempty"`
+	SlotPut       *fsm.SlotPut       `json:"slot_put,omitempty"`
+	SlotDrop      *fsm.SlotDrop      `json:"slot_drop,omitempty"`
 	GateSet       *fsm.GateSet       `json:"gate_set,omitempty"`
 }
 
@@ -75,6 +77,8 @@ func (r Request) Command() (fsm.Command, error) {
 	add(&out, r.OperationDrop)
 	add(&out, r.GroupSet)
 	add(&out, r.SettingsPut)
+	add(&out, r.SlotPut)
+	add(&out, r.SlotDrop)
 	add(&out, r.GateSet)
 	if len(out) != 1 {
 		return nil, &transport.Error{

@@ -42,6 +42,19 @@ func ClusterSettings() []Setting {
 		},
 		defaultMode(),
 		zonePreference(),
+		boolean("check_timeline", "only who has reached the newest timeline may become primary", func(s *fsm.Settings) *bool { return &s.CheckTimeline }),
+		memberSlotsTTL(),
+		{
+			"rewind_failure", "after a rewind that failed: clone, or stop and wait for 'matriarch reinit'",
+			func(s fsm.Settings) string { return cmp.Or(s.RewindFailure, decide.RewindClone) },
+			func(s *fsm.Settings, v string) error {
+				if v != decide.RewindClone && v != decide.RewindStop {
+					return fmt.Errorf("%q must be clone or stop", v)
+				}
+				s.RewindFailure = strings.TrimSuffix(v, decide.RewindClone)
+				return nil
+			},
+		},
 		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
 		boolean("citus_secondaries", "register standbys in pg_dist_node as secondaries", func(s *fsm.Settings) *bool { return &s.CitusSecondaries }),
 		{
@@ -113,6 +126,27 @@ func defaultMode() Setting {
 			return nil
 		},
 	}
+}
+
+func memberSlotsTTL() Setting {
+	var ttl time.Duration
+	plain := duration("member_slots_ttl", "a member not heard of for this long loses its replication slot; 0s: never", 0, 30*24*time.Hour, func(*fsm.Settings) *time.Duration { return &ttl })
+	plain.Get = func(s fsm.Settings) string { return s.SlotsTTL().String() }
+	parse := plain.set
+	plain.set = func(s *fsm.Settings, v string) error {
+		err := parse(s, v)
+		switch {
+		case err != nil:
+		case ttl == 0:
+			s.MemberSlotsTTL = -1
+		case ttl == fsm.DefaultSlotsTTL:
+			s.MemberSlotsTTL = 0
+		default:
+			s.MemberSlotsTTL = ttl
+		}
+		return err
+	}
+	return plain
 }
 
 func zonePreference() Setting {

@@ -59,6 +59,8 @@ type Self struct {
 	SetAside   []string         `json:"set_aside,omitempty"` // paths of what this node had and its group has not
 	Postgres   Postgres         `json:"postgres"`
 	Failsafe   *agent.Failsafe  `json:"failsafe,omitempty"` // nil: off, and it has given its word to nobody
+
+	Slots []agent.SlotSeen `json:"slots,omitempty"` // replication slots of this server
 }
 
 // Processes are the pids and times that the node's loop does not know.
@@ -96,6 +98,7 @@ func NewSelf(snap *agent.Snapshot, now time.Time, p Processes) *Self {
 		Age: max(now.Sub(snap.At), 0), Rule: snap.Plan.Rule, Name: snap.Plan.Name, Reason: snap.Plan.Reason, Since: snap.At, Past: snap.Past,
 		Job: v.Job, Failed: v.Failed, Instance: v.Instance, Epoch: v.Sentinel.Epoch, Writable: v.Sentinel.Primary, Processes: p,
 		Postmaster: v.Sentinel.Postmaster, Sentinel: "ok", Report: snap.Report, SetAside: snap.Aside,
+		Slots: snap.Slots,
 	}
 	s.LeaseLeft = max(v.LeaseLeft-s.Age, 0)
 	if n := len(snap.Past); n > 0 && snap.Past[n-1].Rule == s.Rule {

@@ -225,7 +225,10 @@ func (a *Agent) still(ctx context.Context, r Roster, e fsm.Epoch) error {
 	if err != nil {
 		return fmt.Errorf("read the newest state first: %w", err)
 	}
-	if g := s.Groups[r.Group.ID]; !g.Opened() || g.Epoch != e {
+	g := s.Groups[r.Group.ID]
+	last, _ := g.LastGrant()
+	usable := g.Opened() || g.Holds() && last.Timeline != 0 // a strict primary may need this very node to open
+	if !g.Held() || g.Epoch != e || last.Epoch != e || !usable {
 		return errNotYet
 	}
 	return nil
@@ -247,6 +250,10 @@ func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error 
 		return err
 	}
 	if v.Sentinel.Postmaster != 0 {
+		// While it runs it answers clients, and has what it has.
+		if err := a.cfg.Postgres.CloneRoom(ctx, v.State.Nodes[x.From]); err != nil {
+			return err
+		}
 		if err := a.stopped(ctx, false); err != nil {
 			return err
 		}

@@ -53,6 +53,7 @@ type Agent struct {
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]
 	removed  atomic.Bool // by the leader's word
+	presence presenceBox
 
 	// Below: owned by the loop.
 	job       *job
@@ -76,6 +77,7 @@ type Snapshot struct {
 	Plan   decide.Plan
 	Report fsm.Report
 	Aside  []string   // what was set aside, and where
+	Slots  []SlotSeen // replication slots
 	Past   []Decision // newest last
 }
 
@@ -132,12 +134,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	if e, until, ok := a.cfg.Sentinel.Remembered(); ok {
 		a.lease.restore(a.cfg.Sentinel.Instance(), e, until)
 	}
+	a.present(nil)
 	a.word.tend(a.cfg.Clock, a.cfg.Postgres)
 	a.meet(ctx)
 	wg.Go(func() { a.keepalives(ctx) })
 	wg.Go(func() { a.heartbeat(ctx) })
 	wg.Go(func() { a.keepFailsafe(ctx) })
 	wg.Go(func() { a.examine(ctx) })
+	wg.Go(func() { a.keepSlots(ctx) })
 	err := a.loop(ctx)
 	cancel()
 	if a.job != nil {

@@ -3,7 +3,8 @@
 // One goroutine owns the agent's state (loop.go). At most one action runs at a time, in a job that reports back by channel; a
 // safety rule cancels the job. A second goroutine sends keepalives and never waits for PostgreSQL (keepalive.go). A third
 // keeps the sentinel's heartbeat (heartbeat.go), a fourth asks the members for their words when no leader answers (failsafe.go), a
-// fifth finds out whether PostgreSQL is sick (health.go): it hangs alone when a disk does.
+// fifth finds out whether PostgreSQL is sick (health.go): it hangs alone when a disk does. A sixth looks after permanent replication slots
+// (slots.go).
 //
 // Called by: cmd, the simulation. PostgreSQL, the sentinel and the control plane are interfaces declared in ports.go.
 //

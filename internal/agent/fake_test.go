@@ -48,6 +48,8 @@ type bed struct {
 	tries     int
 	disks     []decide.Disk
 	block     chan struct{} // what touches the disk waits for it
+	made      []string      // slots that KeepSlots has made
+	present   []fsm.NodeID  // members that the leader hears of
 }
 
 // state with nodes a and b in group 0; a holds epoch 1 on timeline 2, open, without standbys.
@@ -199,12 +201,12 @@ func (p fakePeers) Word(ctx context.Context, to fsm.Node, r decide.WordRequest) 
 func (c fakeControl) Keepalive(ctx context.Context, b Beat) (Answer, error) {
 	c.mu.Lock()
 	c.beats = append(c.beats, b)
-	l, deaf := c.state.Groups[0].Lease, c.deaf
+	l, deaf, present := c.state.Groups[0].Lease, c.deaf, c.present
 	c.mu.Unlock()
 	if deaf {
 		return Answer{}, hang(ctx)
 	}
-	return Answer{Held: l.Holder == b.Node && l.Instance == b.Instance && l.Epoch == b.Epoch, Lease: l, Index: 1, NextIn: 500 * time.Millisecond}, c.call(ctx, "keepalive")
+	return Answer{Held: l.Holder == b.Node && l.Instance == b.Instance && l.Epoch == b.Epoch, Lease: l, Index: 1, NextIn: 500 * time.Millisecond, Present: present}, c.call(ctx, "keepalive")
 }
 
 type fakePostgres struct{ *bed }
@@ -236,6 +238,18 @@ func (p fakePostgres) Identify(ctx context.Context) (string, fsm.Timeline, error
 
 func (p fakePostgres) Clone(ctx context.Context, n fsm.Node, e fsm.Epoch, prefix bool) error {
 	return p.call(ctx, "clone %s %s prefix=%v", n.ID, e, prefix)
+}
+
+func (p fakePostgres) CloneRoom(ctx context.Context, n fsm.Node) error {
+	return p.call(ctx, "room %s", n.ID)
+}
+
+func (p fakePostgres) KeepSlots(ctx context.Context, r Roster, primary fsm.Node) ([]string, error) {
+	return p.made, p.call(ctx, "keep-slots %s of %s absent=%v", r.Self, primary.ID, r.Absent)
+}
+
+func (p fakePostgres) DropUnready(ctx context.Context, _ Roster) error {
+	return p.call(ctx, "drop-unready")
 }
 
 func (p fakePostgres) Progress() (copied, size int64) { return 0, 0 }

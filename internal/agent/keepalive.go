@@ -88,6 +88,7 @@ func (a *Agent) beat(ctx context.Context) time.Duration {
 	if ans.Removed && a.removed.CompareAndSwap(false, true) {
 		nudge(a.wake)
 	}
+	a.present(ans.Present)
 	if ans.Held {
 		if until, moved := a.lease.answered(sent, instance, ans); moved {
 			a.renewed(ctx, ans.Lease.Epoch, until)

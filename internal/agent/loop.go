@@ -144,6 +144,7 @@ func (a *Agent) withMissing(s *fsm.State, v decide.View) []decide.Sender {
 func (a *Agent) roster(s *fsm.State) Roster {
 	n := s.Nodes[a.cfg.Self]
 	r := Roster{Self: a.cfg.Self, Group: s.Groups[n.Group], Members: s.Members(n.Group), Databases: s.Cluster.Settings.Databases, Citus: s.Cluster.Settings.Citus}
+	r.Absent = a.absent(s, r.Members)
 	for _, id := range s.NodeIDs() {
 		r.Nodes = append(r.Nodes, s.Nodes[id])
 	}
@@ -152,7 +153,7 @@ func (a *Agent) roster(s *fsm.State) Roster {
 
 // remember publishes the decision and logs it when another rule holds than before.
 func (a *Agent) remember(v decide.View, p decide.Plan) {
-	snap := &Snapshot{At: time.Now(), View: v, Plan: p, Report: a.report(v, p), Aside: a.obs.Aside}
+	snap := &Snapshot{At: time.Now(), View: v, Plan: p, Report: a.report(v, p), Aside: a.obs.Aside, Slots: a.obs.Slots}
 	old := a.view.Load()
 	if old != nil {
 		snap.Past = old.Past
@@ -189,6 +190,7 @@ func (a *Agent) report(v decide.View, p decide.Plan) fsm.Report {
 	}
 	r.Watchdog, r.Unfit = v.Sentinel.Watchdog, a.unfitNow()
 	r = a.withHealth(r)
+	r.Slots = a.obs.SlotTrouble
 	r.Copied, r.ToCopy = a.cfg.Postgres.Progress()
 	if v.Sentinel.Adopted {
 		r.Fence = "weak"

@@ -38,6 +38,7 @@ type Answer struct {
 	Index   uint64        // of that state
 	NextIn  time.Duration // when the leader would like the next one
 	Removed bool
+	Present []fsm.NodeID // members of the group that the leader hears of; none: it does not say
 }
 
 // Roster is what PostgreSQL's hands must know of the group: whom to let in, whose slots to keep, how standbys are called.
@@ -48,6 +49,7 @@ type Roster struct {
 	Nodes     []fsm.Node // of the whole cluster, whose managers and Citus nodes may connect
 	Databases []string
 	Citus     bool
+	Absent    []fsm.NodeID // members that have not been heard of for so long that nothing is kept for them
 }
 
 // Observation is what PostgreSQL says of itself.
@@ -59,6 +61,9 @@ type Observation struct {
 	Pending  bool // a setting waits for a restart
 	SetAside int
 	Aside    []string // where that is
+
+	Slots       []decide.SlotSeen
+	SlotTrouble string // what is wrong with them, of a primary
 }
 
 // Postgres is the hands on the node's one PostgreSQL. Every method may block; all end with ctx.
@@ -70,6 +75,8 @@ type Postgres interface {
 	Identify(ctx context.Context) (string, fsm.Timeline, error)
 	// Clone replaces the data directory. prefix says that the group has all of the old one.
 	Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, prefix bool) error
+	// CloneRoom reports why a clone of the node could not be made now. It changes nothing.
+	CloneRoom(ctx context.Context, from fsm.Node) error
 	// Progress is how far the clone under way has come, in bytes; 0, 0 when there is none.
 	Progress() (copied, size int64)
 	Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error
@@ -95,7 +102,12 @@ type Postgres interface {
 	Ended(ctx context.Context) (tl fsm.Timeline, last fsm.LSN, ok bool, err error)
 	// EndSenders ends every walsender: a fast stop waits for them.
 	EndSenders(ctx context.Context) error
+	// Slots makes the slots of the members on a primary, and drops them on a standby.
 	Slots(ctx context.Context, r Roster) error
+	// KeepSlots looks after the group's permanent slots, on its primary or on a standby of it, and says which are now made.
+	KeepSlots(ctx context.Context, r Roster, primary fsm.Node) (made []string, err error)
+	// DropUnready drops, on a server just promoted, copies of logical slots that are not whole.
+	DropUnready(ctx context.Context, r Roster) error
 	// Barrier passes when no walsender goes by an older setting and K of S have flushed what the primary has now.
 	Barrier(ctx context.Context, r Roster, c decide.Conf) error
 	// FirstCommit makes one synchronous commit.

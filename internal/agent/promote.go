@@ -82,6 +82,9 @@ func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch, c *decide.Con
 	if err := a.cfg.Postgres.Slots(ctx, r); err != nil {
 		return fmt.Errorf("make the members' slots: %w", err)
 	}
+	if err := a.cfg.Postgres.DropUnready(ctx, r); err != nil {
+		return fmt.Errorf("drop slots that are not whole: %w", err)
+	}
 	open := make(chan error, 1)
 	go func() {
 		if c == nil {

@@ -18,6 +18,7 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/admin"
 	"matriarch/internal/admin/admintest"
+	"matriarch/internal/agent"
 	"matriarch/internal/obs"
 )
 
@@ -275,6 +276,14 @@ func TestMetricsAreOfNow(t *testing.T) {
 		`matriarch_lease_remaining_seconds{name="coord-1",scope="scope"} 4.2`, `patroni_postgres_timeline{name="coord-1",scope="scope"} 2`,
 	} {
 		if !strings.Contains(text, want) {
+			t.Errorf("no %s in the metrics", want)
+		}
+	}
+	withSlot := admintest.Status(admintest.Coord1)
+	withSlot.Self.Slots = []agent.SlotSeen{{Name: "cdc", Type: fsm.Logical, Active: true, WALStatus: "lost", Retained: 7}}
+	text = get(t, withSlot, http.MethodGet, "/metrics").Body.String()
+	for _, want := range []string{`slot_active{name="coord-1",scope="scope",slot="cdc",type="logical"} 1`, `slot_lost{name="coord-1",scope="scope",slot="cdc",type="logical"} 1`, `slot_retained_bytes{name="coord-1",scope="scope",slot="cdc",type="logical"} 7`} {
+		if !strings.Contains(text, "matriarch_replication_"+want) {
 			t.Errorf("no %s in the metrics", want)
 		}
 	}

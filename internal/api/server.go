@@ -141,6 +141,7 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 	st := s.cfg.Source.Status(r.Context())
 	m := s.cfg.Metrics
 	m.Patroni(patroniMetrics(st))
+	m.Slots(slotMetrics(st))
 	m.Raft(st.Raft.Leads, st.Raft.Term, st.Raft.Applied)
 	var epoch fsm.Epoch
 	var left time.Duration

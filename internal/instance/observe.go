@@ -27,17 +27,20 @@ func (p *Postgres) Observe(ctx context.Context, r agent.Roster) agent.Observatio
 	if !o.Reachable {
 		return out
 	}
+	out.Slots = seen(o.Slots)
 	if o.InRecovery {
 		out.PG.LSN = o.ReplayLSN
 		out.PG.Settled = o.Settled && o.Receiver == nil
 		out.PG.Streaming = o.Receiver != nil && o.Receiver.Status == "streaming"
 		out.PG.SlotsWrong = slotsWrong(nil, o)
+		out.PG.CopySlots = p.restartForSlots(r)
 		out.PG.Starved = o.ReplayPaused && p.starved(ctx)
 		out.PG.WALRemoved = !out.PG.Streaming && out.Conf.Upstream != "" && p.walRemoved()
 		return out
 	}
 	out.PG.Senders = senders(r, o)
 	out.PG.SlotsWrong = slotsWrong(wantedSlots(r), o)
+	out.SlotTrouble = decide.SlotTroubles(slotView(r, o), pgconf.SlotPrefix)
 	return out
 }
 

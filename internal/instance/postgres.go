@@ -32,6 +32,7 @@ type Postgres struct {
 	unarmed bool                     // commits did not wait for anybody before that, and some may still not
 	copied  atomic.Pointer[[2]int64] // of the clone under way, and of how many bytes
 	logMark int64                    // size of PostgreSQL's log then
+	slots   slotBox
 }
 
 // NewPostgres wraps a manager, whose server the sentinel is parent of.
@@ -48,6 +49,9 @@ func (p *Postgres) Local() (decide.Local, error) {
 	d := decide.Local{HasData: p.m.HasData(), Promise: l.Promise, Lineage: l.Lineage, Word: l.Word}
 	if l.Unfinished != nil {
 		d.Unfinished = "unfinished " + l.Unfinished.Kind
+		if l.Unfinished.Why != "" {
+			d.Unfinished += " (" + l.Unfinished.Why + ")"
+		}
 	}
 	if d.HasData {
 		if d.SystemID, err = p.m.SystemID(); err != nil {
@@ -61,7 +65,8 @@ func (p *Postgres) Local() (decide.Local, error) {
 }
 
 // Prepare implements agent.Postgres.
-func (p *Postgres) Prepare(_ context.Context, r agent.Roster, c decide.Conf) error {
+func (p *Postgres) Prepare(ctx context.Context, r agent.Roster, c decide.Conf) error {
+	p.copySlots(ctx, r)
 	w, err := p.wanted(r, c)
 	if err != nil {
 		return err
@@ -122,6 +127,9 @@ func (p *Postgres) remember(c decide.Conf) {
 // wanted translates into PostgreSQL's terms.
 func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error) {
 	w := pgmanager.Conf{Phase: phases[c.Phase], SyncNames: syncNames(c), Databases: len(r.Databases), Links: c.Links, Nodes: hosts(r)}
+	major := p.m.Tools().Version.Major()
+	w.Parameters = slotParameters(c, major)
+	w.SlotSync = c.Logical && major*10000 >= decide.FailoverSlots
 	if c.Upstream == "" {
 		return w, nil
 	}
@@ -139,6 +147,9 @@ func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error)
 		}
 		w.Upstream = &pgmanager.Upstream{
 			Host: host, Port: port, AppName: pgconf.AppName(r.Self, c.Epoch), Slot: pgconf.SlotName(r.Self), PassFile: pass, Epoch: c.Epoch,
+		}
+		if w.SlotSync {
+			w.Upstream.Database = pgmanager.MaintenanceDB
 		}
 		return w, nil
 	}
@@ -315,26 +326,6 @@ func (p *Postgres) Ended(ctx context.Context) (fsm.Timeline, fsm.LSN, bool, erro
 
 // EndSenders implements agent.Postgres.
 func (p *Postgres) EndSenders(ctx context.Context) error { return p.m.EndSenders(ctx) }
-
-func wantedSlots(r agent.Roster) []string {
-	var want []string
-	for _, n := range r.Members {
-		if n.ID != r.Self {
-			want = append(want, pgconf.SlotName(n.ID))
-		}
-	}
-	return want
-}
-
-// Slots implements agent.Postgres.
-func (p *Postgres) Slots(ctx context.Context, r agent.Roster) error {
-	want := wantedSlots(r)
-	if p.m.Observe(ctx).InRecovery {
-		want = nil
-	}
-	_, err := p.m.EnsureSlots(ctx, want)
-	return err
-}
 
 // FirstCommit implements agent.Postgres.
 func (p *Postgres) FirstCommit(ctx context.Context, e fsm.Epoch) error {

@@ -18,6 +18,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	patroni  patroniCollector
 	proxy    proxyCollector
+	slots    slotCollector
 
 	raftLeader  prometheus.Gauge
 	raftTerm    prometheus.Gauge
@@ -76,7 +77,7 @@ func NewMetrics(scope, name, version string) *Metrics {
 		Name: "matriarch_build_info", Help: "Always 1; the version is the label.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	reg.MustRegister(m.elections, m.tick, m.sick, build, &m.patroni, &m.proxy,
+	reg.MustRegister(m.elections, m.tick, m.sick, build, &m.patroni, &m.proxy, &m.slots,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

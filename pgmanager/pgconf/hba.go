@@ -36,6 +36,7 @@ type HBA struct {
 	ReplicationUser string
 	Nodes           []string // addresses of the formation's nodes, own included: IP, CIDR or host name
 	TLS             bool     // nodes have to come through TLS
+	SlotDatabase    string   // where standbys ask for slots; empty: nowhere
 	Lines           []string // the user's; empty admits every client with a password
 }
 
@@ -62,6 +63,9 @@ func RenderHBA(h HBA) []byte {
 			a := hbaAddress(n)
 			line(kind, "replication", QuoteIdent(h.ReplicationUser), a, "scram-sha-256")
 			line(kind, "all", QuoteIdent(h.Superuser), a, "scram-sha-256")
+			if h.SlotDatabase != "" {
+				line(kind, QuoteIdent(h.SlotDatabase), QuoteIdent(h.ReplicationUser), a, "scram-sha-256")
+			}
 		}
 	}
 	if h.Phase >= Open {

@@ -278,7 +278,7 @@ func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, err
 	c.p.gate.pass()
 	defer c.p.gate.pass()
 	a, err := c.p.node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
-	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed}, err
+	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed, Present: a.Present}, err
 }
 
 func (c control) HeardLeader() time.Duration { c.p.gate.pass(); return c.p.node.Status().LastContact }
