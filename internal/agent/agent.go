@@ -45,7 +45,7 @@ type Agent struct {
 	restarts chan chan error
 	reinits  chan reinitCall
 	unfit    unfitBox
-	stopping atomic.Int32 // stops of PostgreSQL under way: what it refuses meanwhile is no sickness
+	stopping atomic.Int32                    // stops of PostgreSQL under way: what it refuses meanwhile is no sickness
 	health   atomic.Pointer[decide.Sickness] // nil: well
 	jobs     chan jobDone
 	equipped atomic.Pointer[fsm.Epoch]

@@ -38,7 +38,7 @@ type examiner struct {
 	a       *Agent
 	server  int // pid of the postmaster the trials are of; 0: none
 	primary bool
-	remains bool // the postmaster is gone, and processes of it are not
+	remains bool     // the postmaster is gone, and processes of it are not
 	open    []*trial // oldest first
 	last    decide.Trial
 	next    time.Time // when another may begin
