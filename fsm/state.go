@@ -57,13 +57,17 @@ type Settings struct {
 	SickCooldown time.Duration `json:"sick_cooldown,omitempty" since:"2"` // a group is handed over for sickness once in this time, never to a node that was sick in it; 0: DefaultSickCooldown
 }
 
-// Patience is SickAfter, also of a state that was written without it.
-func (s Settings) Patience() time.Duration { return cmp.Or(s.SickAfter, DefaultSettings().SickAfter) }
+// What holds where nobody has set another.
+const (
+	DefaultSickAfter    = 5 * time.Second
+	DefaultSickCooldown = 10 * time.Minute
+)
 
-// Cooldown is SickCooldown, also of a state that was written without it.
-func (s Settings) Cooldown() time.Duration {
-	return cmp.Or(s.SickCooldown, DefaultSettings().SickCooldown)
-}
+// Patience is SickAfter, or its default.
+func (s Settings) Patience() time.Duration { return cmp.Or(s.SickAfter, DefaultSickAfter) }
+
+// Cooldown is SickCooldown, or its default.
+func (s Settings) Cooldown() time.Duration { return cmp.Or(s.SickCooldown, DefaultSickCooldown) }
 
 // DefaultSettings are those of a new cluster.
 func DefaultSettings() Settings {

@@ -331,6 +331,7 @@ func (p fakePostgres) Barrier(ctx context.Context, _ Roster, _ decide.Conf) erro
 func (p fakePostgres) FirstCommit(ctx context.Context, e fsm.Epoch) error {
 	return p.call(ctx, "commit %s", e)
 }
+
 func (p fakePostgres) Try(ctx context.Context, primary bool, connected func()) decide.Trial {
 	p.mu.Lock()
 	try := p.try

@@ -82,6 +82,7 @@ func TestSickPostmaster(t *testing.T) {
 	})
 
 	c.Run("not again", func(t *testing.T) {
+		sickSettings(t, c, "--group", "0", "early_failover=false") // a stopped postmaster is half of its evidence
 		epoch := c.GroupState(0).Epoch
 		second.Freeze(testkit.Postmaster)
 		waitSick(c, second, "stopped")
@@ -221,7 +222,10 @@ func TestSickDisk(t *testing.T) {
 		d.fill(0)
 		go sick.SwitchWAL() // the next segment does not fit
 	}, func() { d.ease() })
-	chapter("hangs", "disk_hangs", "processes of it do not end although they were killed", 9*time.Second, func() { d.sh("fsfreeze -f " + d.at) }, func() { d.sh("fsfreeze -u " + d.at) })
+	chapter("hangs", "disk_hangs", "processes of it do not end although they were killed", 9*time.Second, func() {
+		// Also when this test is killed: what touches a frozen disk can never be killed.
+		d.sh(fmt.Sprintf("setsid bash -c 'sleep 120; fsfreeze -u %[1]s' >/dev/null 2>&1 </dev/null & fsfreeze -f %[1]s", d.at))
+	}, func() { d.sh("fsfreeze -u " + d.at) })
 	chapter("read-only after an error", "read_only", "the file system of "+d.at+" is read-only", 6*time.Second, func() {
 		d.sh(fmt.Sprintf("echo 1 > /sys/fs/ext4/$(basename $(findmnt -no SOURCE %s))/trigger_fs_error", d.at))
 	}, func() {
