@@ -9,6 +9,7 @@
 // Invariants, checked by Invariant and by the simulation after every entry:
 //   - epochs of a group only rise, and each Grant has its own;
 //   - while a lease is held nobody else is granted one for that group;
+//   - while a group keeps a list of who may be granted its lease, nobody else is, and its last holder is on it (failsafe);
 //   - any set of nodes that can acknowledge a commit meets any set that can elect a primary: the pairs of Sync are replaced
 //     one by one, never before the new one is confirmed.
 //
