@@ -60,12 +60,12 @@ func everyCommand() []Command {
 		GroupSet{Group: 0, Retired: new(true)},
 		OperationPut{Group: 0, Operation: Operation{ID: "m", Kind: "switchover", To: "b", By: "me", At: epochZero, WaitMoves: time.Minute}},
 		GroupSet{Group: 0, Mode: On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(9))},
+		OperationPut{Group: 0, Operation: Operation{ID: "l", Kind: "failover", To: "b", AcceptLoss: true, By: "me", At: epochZero}},
 		SlotPut{Group: 0, Slot: Slot{Name: "cdc", Type: Logical, Database: "app", Plugin: "pgoutput"}},
 		SlotMade{0, "cdc"},
 		SlotPut{Group: 0, Slot: Slot{Name: "cdc", Type: Logical, Database: "app", Plugin: "pgoutput"}, Anew: true},
 		SlotPut{Group: 0, Slot: Slot{Name: "archive", Type: Physical}},
 		SlotDrop{0, "archive"},
-		OperationPut{Group: 0, Operation: Operation{ID: "l", Kind: "failover", To: "b", AcceptLoss: true, By: "me", At: epochZero}},
 	}
 }
 
