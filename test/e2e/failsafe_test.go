@@ -73,7 +73,7 @@ func TestFailsafe(t *testing.T) {
 				t.Errorf("%s does not say %q:\n%s", path, want, body)
 			}
 		}
-		if body := read(t, standby, "/failsafe"); !strings.Contains(body, "word_remaining_ms") {
+		if body := readAPI(t, standby, "/failsafe"); !strings.Contains(body, "word_remaining_ms") {
 			t.Errorf("the standby does not tell of its word: %s", body)
 		}
 		if !strings.Contains(p.Log(), "failsafe begins") {
@@ -116,7 +116,7 @@ func TestFailsafe(t *testing.T) {
 }
 
 // read is the body of an answer of the HTTP API.
-func read(t *testing.T, n *testkit.Node, path string) string {
+func readAPI(t *testing.T, n *testkit.Node, path string) string {
 	t.Helper()
 	cl := http.Client{Timeout: 2 * time.Second}
 	r, err := cl.Get("http://" + n.API() + path)
