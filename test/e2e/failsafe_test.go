@@ -69,7 +69,7 @@ func TestFailsafe(t *testing.T) {
 			t.Errorf("status of the formation does not say so:\n%s%s", r.Out, r.Err)
 		}
 		for path, want := range map[string]string{"/failsafe": `"failsafe_active":true`, "/metrics": "matriarch_failsafe_active{", "/primary": `"failsafe_mode_is_active":true`} {
-			if body := read(t, p, path); !strings.Contains(body, want) {
+			if body := readAPI(t, p, path); !strings.Contains(body, want) {
 				t.Errorf("%s does not say %q:\n%s", path, want, body)
 			}
 		}
