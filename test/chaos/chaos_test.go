@@ -16,7 +16,7 @@ func TestSeedFixesThePlan(t *testing.T) {
 	if cmp.Equal(plan(7, 10*time.Minute, nil), plan(8, 10*time.Minute, nil), opt) {
 		t.Error("two seeds, one plan")
 	}
-	seen := map[string]bool{}
+	seen, frozen := map[string]bool{}, without(false, nil)
 	for _, f := range plan(1, 2*time.Hour, frozen) {
 		seen[f.kind] = true
 		if frozen[f.kind] {

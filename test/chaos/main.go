@@ -13,14 +13,14 @@ import (
 )
 
 type options struct {
-	exe, dir, out, pgBin string
-	total                time.Duration
-	seed                 uint64
-	early, planOnly      bool
+	exe, dir, out, pgBin   string
+	total                  time.Duration
+	seed                   uint64
+	early, citus, planOnly bool
 }
 
 func main() {
-	if err := mainErr(); err != nil {
+	if err := mainErr(os.Args[1:]); err != nil {
 		if _, told := errors.AsType[*exec.ExitError](err); !told {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
 		}
@@ -28,22 +28,23 @@ func main() {
 	}
 }
 
-func mainErr() error {
-	o, err := parse(os.Args[1:])
+func mainErr(args []string) error {
+	o, err := parse(args)
 	if err != nil {
 		return err
 	}
-	faults := plan(o.seed, o.total, o.without())
 	if o.planOnly {
-		for _, f := range faults {
+		for _, f := range plan(o.seed, o.total, without(o.early, nil)) {
 			fmt.Fprintln(os.Stdout, f)
 		}
 		return nil
 	}
-	if ran, err := sandbox(); ran || err != nil {
+	if ran, err := sandbox(args); ran || err != nil {
 		return err
 	}
-	return play(context.Background(), o, faults)
+	ctx, cancel := whileWanted()
+	defer cancel()
+	return play(ctx, o)
 }
 
 func parse(args []string) (options, error) {
@@ -51,13 +52,22 @@ func parse(args []string) (options, error) {
 	f := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	minutes := f.Float64("minutes", 2, "how long faults are made")
 	f.Uint64Var(&o.seed, "seed", 1, "of the faults")
-	f.BoolVar(&o.early, "early", true, "early failover; without it the sampler writes with synchronous_commit = local, and what freezes server and sentinel together is left out")
+	early := f.String("early", "auto", "early failover: on, off, or auto: on with even seeds. Without it local writes and plain reads are checked, too, and what freezes server and sentinel together is left out")
+	f.BoolVar(&o.citus, "citus", true, "with Citus, and clients that enter through the coordinator")
 	f.BoolVar(&o.planOnly, "plan", false, "print the faults of the seed and end")
 	f.StringVar(&o.exe, "matriarch", "bin/matriarch", "the built program")
 	f.StringVar(&o.out, "out", "chaos-out", "directory for the trace, and for the logs of a run that failed")
 	f.StringVar(&o.pgBin, "pg-bin", os.Getenv("MATRIARCH_PG_BIN"), "directory of PostgreSQL's programs; empty: the distribution's newest")
 	if err := f.Parse(args); err != nil {
 		return o, err
+	}
+	switch *early {
+	case "on", "off":
+		o.early = *early == "on"
+	case "auto":
+		o.early = o.seed%2 == 0
+	default:
+		return o, fmt.Errorf("-early %q must be on, off or auto", *early)
 	}
 	o.total = time.Duration(*minutes * float64(time.Minute))
 	o.out = filepath.Join(o.out, fmt.Sprintf("seed-%d", o.seed))
@@ -68,13 +78,6 @@ func parse(args []string) (options, error) {
 		}
 	}
 	return o, nil
-}
-
-func (o options) without() map[string]bool {
-	if o.early {
-		return nil
-	}
-	return frozen
 }
 
 // trace tells what happened when.
@@ -93,8 +96,11 @@ func (t *trace) note(format string, args ...any) {
 	_, _ = os.Stderr.WriteString(line)
 }
 
+// tellGap is the gap of writes from which on the logs are kept.
+const tellGap = 10 * time.Second
+
 // play is one run, from nothing to the verdict.
-func play(ctx context.Context, o options, faults []fault) error {
+func play(ctx context.Context, o options) error {
 	if err := os.MkdirAll(o.out, 0o755); err != nil { //nolint:gosec // for people to read
 		return err
 	}
@@ -108,7 +114,10 @@ func play(ctx context.Context, o options, faults []fault) error {
 	if err != nil {
 		return err
 	}
-	f, err := newFormation(o, tr)
+	m := thisMachine(o.dir)
+	tr.note("%s", m)
+	faults := plan(o.seed, o.total, without(o.early, m.lacks()))
+	f, err := newFormation(o, m, tr)
 	if err != nil {
 		return err
 	}
@@ -118,6 +127,9 @@ func play(ctx context.Context, o options, faults []fault) error {
 	}
 	tr.note("%s", v.summary(o, len(faults)))
 	if len(v.violations) == 0 {
+		if v.slowest() > tellGap {
+			return f.saveLogs(o.out)
+		}
 		return nil
 	}
 	for _, b := range v.violations {
