@@ -14,6 +14,7 @@ import (
 
 type options struct {
 	exe, dir, out, pgBin   string
+	scenario               string
 	total                  time.Duration
 	seed                   uint64
 	early, citus, planOnly bool
@@ -32,6 +33,10 @@ func mainErr(args []string) error {
 	o, err := parse(args)
 	if err != nil {
 		return err
+	}
+	if o.scenario == "list" {
+		fmt.Fprint(os.Stdout, listScenarios())
+		return nil
 	}
 	if o.planOnly {
 		for _, f := range plan(o.seed, o.total, without(o.early, nil)) {
@@ -53,6 +58,7 @@ func parse(args []string) (options, error) {
 	minutes := f.Float64("minutes", 2, "how long faults are made")
 	f.Uint64Var(&o.seed, "seed", 1, "of the faults")
 	early := f.String("early", "auto", "early failover: on, off, or auto: on with even seeds. Without it local writes and plain reads are checked, too, and what freezes server and sentinel together is left out")
+	f.StringVar(&o.scenario, "scenario", "", "play this incident instead of random faults; list tells which there are")
 	f.BoolVar(&o.citus, "citus", true, "with Citus, and clients that enter through the coordinator")
 	f.BoolVar(&o.planOnly, "plan", false, "print the faults of the seed and end")
 	f.StringVar(&o.exe, "matriarch", "bin/matriarch", "the built program")
@@ -71,6 +77,13 @@ func parse(args []string) (options, error) {
 	}
 	o.total = time.Duration(*minutes * float64(time.Minute))
 	o.out = filepath.Join(o.out, fmt.Sprintf("seed-%d", o.seed))
+	if o.scenario != "" && o.scenario != "list" {
+		s, err := scenarioNamed(o.scenario)
+		if err != nil {
+			return o, err
+		}
+		o.early, o.total, o.out = s.early, s.lasts(), filepath.Join(filepath.Dir(o.out), s.name)
+	}
 	var err error
 	for _, path := range []*string{&o.exe, &o.out} {
 		if *path, err = filepath.Abs(*path); err != nil {
@@ -78,6 +91,28 @@ func parse(args []string) (options, error) {
 		}
 	}
 	return o, nil
+}
+
+// faults are those of the scenario, or of the seed.
+func (o options) faults(m machine) ([]fault, scenario, error) {
+	if o.scenario == "" {
+		return plan(o.seed, o.total, without(o.early, m.lacks())), scenario{}, nil
+	}
+	s, err := scenarioNamed(o.scenario)
+	leave := without(o.early, m.lacks())
+	for _, f := range s.faults {
+		if leave[f.kind] {
+			err = fmt.Errorf("scenario %s needs %q: %s", s.name, f.kind, m)
+		}
+	}
+	return s.faults, s, err
+}
+
+func (o options) what() string {
+	if o.scenario != "" {
+		return "scenario " + o.scenario
+	}
+	return fmt.Sprintf("seed %d", o.seed)
 }
 
 // trace tells what happened when.
@@ -116,7 +151,10 @@ func play(ctx context.Context, o options) error {
 	}
 	m := thisMachine(o.dir)
 	tr.note("%s", m)
-	faults := plan(o.seed, o.total, without(o.early, m.lacks()))
+	faults, s, err := o.faults(m)
+	if err != nil {
+		return err
+	}
 	f, err := newFormation(o, m, tr)
 	if err != nil {
 		return err
@@ -125,6 +163,7 @@ func play(ctx context.Context, o options) error {
 	if err != nil {
 		v.bad("%v", err)
 	}
+	s.judge(v)
 	tr.note("%s", v.summary(o, len(faults)))
 	if len(v.violations) == 0 {
 		if v.slowest() > tellGap {
@@ -135,5 +174,5 @@ func play(ctx context.Context, o options) error {
 	for _, b := range v.violations {
 		tr.note("FAILED: %s", b)
 	}
-	return errors.Join(fmt.Errorf("seed %d failed: see %s", o.seed, o.out), f.saveLogs(o.out))
+	return errors.Join(fmt.Errorf("%s failed: see %s", o.what(), o.out), f.saveLogs(o.out))
 }

@@ -26,7 +26,7 @@ func (n *nemesis) removeAndAdd(ctx context.Context, f fault, t int) (func() erro
 		n.trace.note("remove #%d: %s", f.id, outcome(err))
 		return nil, nil
 	}
-	node.setOff(true)
+	n.hold(t)
 	alone := until(ctx, leaveLimit, func() error {
 		all, err := processes(t)
 		if err == nil && len(all) > 0 {
@@ -40,6 +40,7 @@ func (n *nemesis) removeAndAdd(ctx context.Context, f fault, t int) (func() erro
 	}
 	return func() error {
 		defer node.release()
+		defer n.letGo(t)
 		return n.f.rejoin(context.WithoutCancel(ctx), node)
 	}, nil
 }
@@ -92,6 +93,5 @@ func (f *formation) rejoin(ctx context.Context, n *node) error {
 	if err != nil {
 		return fmt.Errorf("join %s again: %w", n.name(), err)
 	}
-	n.setOff(false)
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 )
@@ -24,6 +25,7 @@ type nemesis struct {
 // run plays the plan; in the end everything is mended.
 func (n *nemesis) run(ctx context.Context, faults []fault) error {
 	n.off, n.plain = map[int]int{}, n.strikes()
+	maps.Copy(n.plain, n.staged())
 	for _, f := range faults {
 		if !sleep(ctx, f.after) {
 			break
@@ -88,6 +90,12 @@ func cutRules(f fault, t int) []string {
 				if f.split>>a&1 != f.split>>b&1 {
 					out = append(out, both(a, b)...)
 				}
+			}
+		}
+	case "cut all":
+		for a := range hosts {
+			for b := range a {
+				out = append(out, both(a, b)...)
 			}
 		}
 	case "ring": // everybody sees two neighbours, which is a majority with oneself

@@ -64,7 +64,7 @@ func (v *verdict) slowest() time.Duration {
 
 func (v *verdict) summary(o options, faults int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %s, early failover %t, %d faults, converged after %s", o.seed, o.total, o.early, faults, v.converged.Round(100*time.Millisecond))
+	fmt.Fprintf(&b, "%s: %s, early failover %t, %d faults, converged after %s", o.what(), o.total, o.early, faults, v.converged.Round(100*time.Millisecond))
 	for _, l := range v.loads {
 		fmt.Fprintf(&b, "; %s: %d numbers acknowledged of %d, longest gap %s from %s", l, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), l.numbers.gapFrom.UTC().Format("15:04:05"))
 		if !l.through {

@@ -122,11 +122,8 @@ func (n *nemesis) powerCut(_ fault, t int) (func() error, error) {
 
 // powerOff takes the cable out first, so that nobody hears the connections end. The disks given lose what was not synced.
 func (n *nemesis) powerOff(t int, lose ...*disk) error {
-	n.mu.Lock()
-	n.off[t]++
-	n.mu.Unlock()
+	n.hold(t)
 	node := n.f.nodes[t]
-	node.setOff(true)
 	if err := link(t, "down"); err != nil {
 		return err
 	}
@@ -158,16 +155,10 @@ func end(n *node) error {
 }
 
 func (n *nemesis) powerOn(t int) error {
-	n.mu.Lock()
-	n.off[t]--
-	last := n.off[t] == 0
-	n.mu.Unlock()
-	if !last {
+	if !n.letGo(t) {
 		return nil
 	}
-	err := link(t, "up")
-	n.f.nodes[t].setOff(false)
-	return err
+	return link(t, "up")
 }
 
 // stop stops processes; twice, since some may have been on their way.
