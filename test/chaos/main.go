@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -19,6 +21,10 @@ type options struct {
 	seed                   uint64
 	early, citus, planOnly bool
 }
+
+// init keeps the first thread in the network that it began in, since that one counts as the process's: goroutines that enter another network run
+// on other threads. A fault would stop or kill this program with the host that it seems to belong to.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	if err := mainErr(os.Args[1:]); err != nil {
@@ -44,6 +50,9 @@ func mainErr(args []string) error {
 		}
 		return nil
 	}
+	if o.scenario == "all" {
+		return playAll(args)
+	}
 	if ran, err := sandbox(args); ran || err != nil {
 		return err
 	}
@@ -52,13 +61,23 @@ func mainErr(args []string) error {
 	return play(ctx, o)
 }
 
+// playAll plays the scenarios one after the other.
+func playAll(args []string) error {
+	var errs []error
+	for _, s := range scenarios {
+		_, err := sandbox(append(slices.Clone(args), "-scenario", s.name))
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 func parse(args []string) (options, error) {
 	o := options{dir: os.Getenv(insideVar)}
 	f := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	minutes := f.Float64("minutes", 2, "how long faults are made")
 	f.Uint64Var(&o.seed, "seed", 1, "of the faults")
 	early := f.String("early", "auto", "early failover: on, off, or auto: on with even seeds. Without it local writes and plain reads are checked, too, and what freezes server and sentinel together is left out")
-	f.StringVar(&o.scenario, "scenario", "", "play this incident instead of random faults; list tells which there are")
+	f.StringVar(&o.scenario, "scenario", "", "play this incident instead of random faults; all: each of them, list: tell which there are")
 	f.BoolVar(&o.citus, "citus", true, "with Citus, and clients that enter through the coordinator")
 	f.BoolVar(&o.planOnly, "plan", false, "print the faults of the seed and end")
 	f.StringVar(&o.exe, "matriarch", "bin/matriarch", "the built program")
@@ -77,7 +96,7 @@ func parse(args []string) (options, error) {
 	}
 	o.total = time.Duration(*minutes * float64(time.Minute))
 	o.out = filepath.Join(o.out, fmt.Sprintf("seed-%d", o.seed))
-	if o.scenario != "" && o.scenario != "list" {
+	if o.scenario != "" && o.scenario != "list" && o.scenario != "all" {
 		s, err := scenarioNamed(o.scenario)
 		if err != nil {
 			return o, err

@@ -101,7 +101,11 @@ func outcome(err error) string {
 	if err == nil {
 		return "done"
 	}
-	return strings.ReplaceAll(err.Error(), "\n", " ")
+	text, _, more := strings.Cut(err.Error(), "\n")
+	if more {
+		text += " ..."
+	}
+	return text
 }
 
 // diskDies fails everything on PostgreSQL's disk, until somebody takes the host down and puts another disk in with what was synced.
