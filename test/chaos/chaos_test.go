@@ -109,7 +109,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(testkit.Main(m)) //nolint:forbidigo // as TestMain must
+	os.Exit(testkit.Main(m))
 }
 
 // TestIncidents plays the shortest of the scenarios; `make chaos SCENARIO=all` plays all.
