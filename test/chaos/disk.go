@@ -110,10 +110,6 @@ func (d *disk) fill(name string) (func() error, error) {
 		case errors.Is(err, syscall.EINTR):
 		case err != nil:
 			size /= 2
-		default:
-			if _, err := out.Seek(size, 1); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return func() error { return os.Remove(file) }, nil

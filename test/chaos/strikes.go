@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // strike carries a fault out and returns what mends it; nothing when it mends itself.
@@ -41,7 +43,7 @@ func (n *nemesis) strikes() map[string]strike {
 		},
 		"freeze host":     func(_ context.Context, _ fault, t int) (func() error, error) { return node(t).cgroup.freeze() },
 		"slow link":       func(_ context.Context, f fault, t int) (func() error, error) { return slow(t, f.id) },
-		"full disk":       n.exclusive(func(f fault, t int) (func() error, error) { return node(t).data.fill(fmt.Sprintf("ballast-%d", f.id)) }),
+		"full disk":       n.exclusive(n.fullDisk),
 		"full Raft disk":  n.exclusive(func(f fault, t int) (func() error, error) { return node(t).raft.fill(fmt.Sprintf("ballast-%d", f.id)) }),
 		"disk hangs":      n.exclusive(func(_ fault, t int) (func() error, error) { return node(t).data.hang() }),
 		"Raft disk hangs": n.exclusive(func(_ fault, t int) (func() error, error) { return node(t).raft.hang() }),
@@ -106,6 +108,29 @@ func outcome(err error) string {
 		text += " ..."
 	}
 	return text
+}
+
+// spendEvery is how often the group of a full disk is made to take another segment of WAL: it has some in reserve.
+const spendEvery = 400 * time.Millisecond
+
+// fullDisk leaves no room for more WAL, and has the group need more, which its standbys get as well.
+func (n *nemesis) fullDisk(f fault, t int) (func() error, error) {
+	empty, err := n.f.nodes[t].data.fill(fmt.Sprintf("ballast-%d", f.id))
+	if empty == nil || err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	n.wg.Go(func() {
+		s := session{dsn: n.f.dsn("read-write", members(groupOf[t])...)}
+		defer s.drop()
+		for sleep(ctx, spendEvery) {
+			_, _ = s.do(ctx, func(ctx context.Context, c *pgx.Conn) error {
+				_, err := c.Exec(ctx, "INSERT INTO chaos_probe (node) VALUES (-1); SELECT pg_switch_wal()", pgx.QueryExecModeSimpleProtocol)
+				return err
+			})
+		}
+	})
+	return func() error { stop(); return empty() }, nil
 }
 
 // diskDies fails everything on PostgreSQL's disk, until somebody takes the host down and puts another disk in with what was synced.
