@@ -254,6 +254,8 @@ func (n *node) TransferLeader(context.Context, fsm.NodeID) (fsm.NodeID, error) {
 	return "", errors.New("no other voter answers")
 }
 
+func (n *node) Snapshot(context.Context) (*fsm.State, error) { return n.st.State, nil }
+
 func (n *node) WouldSwitch(_ context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return to, fmt.Errorf("group %d is paused", g)
 }
