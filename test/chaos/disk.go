@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	dataMB, stateMB = 1600, 300
+	dataMB, stateMB = 1600, 500
 	mountLimit      = 10 * time.Second
 	// Of linux/fs.h and fs/ext4/ext4.h: x/sys does not have them.
 	fiFreeze, fiThaw, extShutdown = 0xC0045877, 0xC0045878, 0x8004587D

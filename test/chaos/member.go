@@ -95,3 +95,40 @@ func (f *formation) rejoin(ctx context.Context, n *node) error {
 	}
 	return nil
 }
+
+const (
+	tidyEvery = time.Second
+	tidyAfter = 30 * time.Second // what is younger may still be written
+)
+
+// tidy is the operator who looks through what was set aside: a node refuses to set more aside than fits, or than it may keep.
+func (n *nemesis) tidy(ctx context.Context) {
+	for sleep(ctx, tidyEvery) {
+		for _, node := range n.f.nodes {
+			if err := node.tidy(); err != nil {
+				n.trace.note("look through what %s has set aside: %v", node.name(), err)
+			}
+		}
+	}
+}
+
+// tidy keeps the disks from faults that have them to themselves until it is done.
+func (n *node) tidy() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.claimed {
+		return nil
+	}
+	dirs, _ := filepath.Glob(n.pgdata() + ".set-aside-*")
+	logs, _ := filepath.Glob(filepath.Join(n.state(), "pg", "set-aside", "*"))
+	for _, l := range logs {
+		if info, err := os.Stat(l); err == nil && time.Since(info.ModTime()) > tidyAfter {
+			dirs = append(dirs, l)
+		}
+	}
+	var errs []error
+	for _, d := range dirs {
+		errs = append(errs, os.RemoveAll(d))
+	}
+	return errors.Join(errs...)
+}

@@ -26,6 +26,9 @@ type nemesis struct {
 func (n *nemesis) run(ctx context.Context, faults []fault) error {
 	n.off, n.plain = map[int]int{}, n.strikes()
 	maps.Copy(n.plain, n.staged())
+	tctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go n.tidy(tctx)
 	for _, f := range faults {
 		if !sleep(ctx, f.after) {
 			break
