@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# Go's usual place, for shells and CI that do not have it in PATH.
-export PATH := $(PATH):/usr/local/go/bin
+# Go's usual place, and that of tools for root, for shells and CI that do not have them in PATH.
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
 TAGS    := hashicorpmetrics
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -20,9 +20,10 @@ SCENARIOS   ?=
 PEER        ?=
 COORDINATOR ?=
 OUT         ?= bench-out
-# How long `make chaos` makes faults, and the seed that draws them.
+# How long `make chaos` makes faults, and the seed that draws them; or the incident that it plays instead.
 MINUTES     ?= 2
 SEED        ?= 1
+SCENARIO    ?=
 
 .PHONY: help deps build fmt lint vet test race sim check demo bench chaos gobench clean generate
 
@@ -65,9 +66,9 @@ bench: deps build ## measure what clients notice: make bench RUNS=n SCENARIOS=a,
 	@go build -buildvcs=false -tags $(TAGS) -o bin/bench ./test/bench
 	@bin/bench -runs $(RUNS) -scenarios '$(SCENARIOS)' -peer '$(PEER)' -coordinator '$(COORDINATOR)' -out $(OUT)
 
-chaos: deps build ## break five nodes at random, in network namespaces, as root: make chaos MINUTES=n SEED=s
+chaos: deps build ## break five nodes at random, in network namespaces, as root: make chaos MINUTES=n SEED=s | SCENARIO=list|name|all
 	@go build -buildvcs=false -tags $(TAGS) -o bin/chaos ./test/chaos
-	@bin/chaos -minutes $(MINUTES) -seed $(SEED) -out chaos-out
+	@bin/chaos -minutes $(MINUTES) -seed $(SEED) -scenario '$(SCENARIO)' -out chaos-out
 
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...

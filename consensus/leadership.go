@@ -166,17 +166,23 @@ func (n *Node) handOver(rf *raft.Raft) {
 	n.transfer(rf.LeadershipTransfer())
 }
 
-// transfer waits a bounded time: a leader that cannot commit can hand nothing over.
+// transfer hands leadership over; what becomes of it shows by itself.
 func (n *Node) transfer(f raft.Future) {
+	if err := handedOver(f); err != nil {
+		n.cfg.Log.Debug("leadership not handed over", "error", err)
+	}
+}
+
+// handedOver waits a bounded time: a leader that cannot commit can hand nothing over.
+func handedOver(f raft.Future) error {
 	done := make(chan error, 1)
 	go func() { done <- f.Error() }()
 	t := time.NewTimer(handOverTimeout)
 	defer t.Stop()
 	select {
 	case err := <-done:
-		if err != nil {
-			n.cfg.Log.Debug("leadership not handed over", "error", err)
-		}
+		return err
 	case <-t.C:
+		return fmt.Errorf("not done within %s", handOverTimeout)
 	}
 }

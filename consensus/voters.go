@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -120,18 +121,49 @@ func (n *Node) electors(t *term, s *fsm.State, servers []raft.Server) []decide.E
 // moveAway gives leadership to a voter whose host holds no lease when this one holds one: the loss of a primary's host shall not
 // cost an election of the leader, too.
 func (n *Node) moveAway(t *term, s *fsm.State) {
-	holds := func(id fsm.NodeID) bool {
-		return slices.ContainsFunc(held(s), func(l fsm.Lease) bool { return l.Holder == id })
-	}
-	if !s.Cluster.Settings.LeaderAvoid || !holds(n.cfg.ID) || time.Since(n.moved) < moveEvery {
+	if !s.Cluster.Settings.LeaderAvoid || !holdsLease(s, n.cfg.ID) || time.Since(n.moved) < moveEvery {
 		return
 	}
 	f := t.rf.GetConfiguration()
 	if f.Error() != nil {
 		return
 	}
-	free := slices.DeleteFunc(n.electors(t, s, f.Configuration().Servers), func(e decide.Elector) bool { return holds(e.ID) })
+	free := slices.DeleteFunc(n.electors(t, s, f.Configuration().Servers), func(e decide.Elector) bool { return holdsLease(s, e.ID) })
 	n.moveTo(t, free, "this host holds a lease, the other none")
+}
+
+// TransferLeader hands this node's leadership to another voter, or, when to is empty, to the best that holds no lease. It answers to whom.
+// Errors: this node does not lead, or nobody fit was found; then nothing has changed. A transfer that fails leaves an election at worst.
+func (n *Node) TransferLeader(to fsm.NodeID) (fsm.NodeID, error) {
+	t, err := n.leading()
+	if err != nil {
+		return "", err
+	}
+	s, f := n.State(), t.rf.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return "", fmt.Errorf("transfer leadership: %w", err)
+	}
+	all := n.electors(t, s, f.Configuration().Servers)
+	best, ok := decide.Successor(slices.DeleteFunc(slices.Clone(all), func(e decide.Elector) bool {
+		return to != "" && e.ID != to || to == "" && holdsLease(s, e.ID)
+	}))
+	switch {
+	case !ok && to != "":
+		return "", fmt.Errorf("transfer leadership: %s cannot lead now: it must be another voter that answers and has nearly all of the log; 'matriarch list' shows the voters", s.Name(to))
+	case !ok:
+		if best, ok = decide.Successor(all); !ok {
+			return "", errors.New("transfer leadership: no other voter answers and has nearly all of the log: 'matriarch list' shows the voters")
+		}
+	}
+	n.cfg.Log.Info("leadership moves", "to", best.ID, "name", best.Name, "reason", "an operator asked for it")
+	if err := handedOver(t.rf.LeadershipTransferToServer(raft.ServerID(best.ID), raft.ServerAddress(best.ID))); err != nil {
+		return "", fmt.Errorf("transfer leadership to %s: %w", best.Name, err)
+	}
+	return best.ID, nil
+}
+
+func holdsLease(s *fsm.State, id fsm.NodeID) bool {
+	return slices.ContainsFunc(held(s), func(l fsm.Lease) bool { return l.Holder == id })
 }
 
 // moveTo hands leadership to the best of the healthy voters, at most once in moveEvery.

@@ -113,6 +113,40 @@ func TestLeaderAvoidsLeases(t *testing.T) {
 	})
 }
 
+// An operator moves leadership: to whom he names, else to a voter without a lease. Nobody is elected for it that cannot lead.
+func TestTransferLeader(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		h.cluster(0, 1, 2)
+		time.Sleep(time.Minute)
+		first := h.leader()
+		var others []*peer
+		for _, p := range h.nodes {
+			if p != first {
+				others = append(others, p)
+			}
+		}
+		if _, err := others[0].TransferLeader(first.id); err == nil {
+			t.Error("a node that does not lead gave leadership away")
+		}
+		busy, free := others[0], others[1]
+		g := busy.State().Nodes[busy.id].Group
+		defer busy.beats(g, "i", h.grant(busy, g, "i"))()
+		if to, err := first.TransferLeader(""); err != nil || to != free.id {
+			t.Fatalf("leadership goes to %s (%v), not to %s, which holds no lease", to, err, free.id)
+		}
+		h.eventually(5*time.Second, "the free node leads", func() bool { return free.term.Load() != nil })
+		if to, err := free.TransferLeader(busy.id); err != nil || to != busy.id {
+			t.Fatalf("leadership goes to %s (%v), not to whom was named", to, err)
+		}
+		h.eventually(5*time.Second, "the named node leads", func() bool { return busy.term.Load() != nil })
+		h.kill(free)
+		time.Sleep(10 * time.Second)
+		if _, err := busy.TransferLeader(free.id); err == nil || busy.term.Load() == nil {
+			t.Errorf("a dead node took leadership over: %v", err)
+		}
+	})
+}
+
 // A single survivor becomes a cluster of one: everything is there, in a new incarnation, leases with a full TTL.
 func TestRecover(t *testing.T) {
 	bubble(t, func(t *testing.T, h *harness) {

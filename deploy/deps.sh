@@ -67,13 +67,22 @@ has_build_files() {
   [ -x "$1/pg_config" ] && [ -f "$("$1/pg_config" --pgxs)" ] && [ -f "$("$1/pg_config" --includedir-server)/postgres.h" ]
 }
 
+# Tools for root are not in everybody's PATH.
+has_tool() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+
 # Fills MISSING (for people) and PACKAGES (for apt) with what is not here.
 find_missing() {
   MISSING=() PACKAGES=()
   need() { MISSING+=("$1") PACKAGES+=("${@:2}"); }
 
   command -v gcc >/dev/null && command -v make >/dev/null || need "a C compiler and make" build-essential
-  command -v ip >/dev/null || [ -x /sbin/ip ] || need "ip (iproute2)" iproute2
+  has_tool ip || need "ip (iproute2)" iproute2
+  # What 'make chaos' builds and breaks hosts with.
+  has_tool nft || need "nft (nftables)" nftables
+  has_tool iptables || need "iptables" iptables
+  has_tool mkfs.ext4 || need "mkfs.ext4 (e2fsprogs)" e2fsprogs
+  has_tool unshare && has_tool nsenter || need "unshare and nsenter (util-linux)" util-linux
+  has_tool mount || need "mount" mount
   command -v pgrep >/dev/null || need "ps and pgrep (procps)" procps
   [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ] || need "CA certificates" ca-certificates
 

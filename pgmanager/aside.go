@@ -16,7 +16,7 @@ import (
 	"matriarch/fsm"
 )
 
-// ErrNoRoom means that a clone would not fit on the disk.
+// ErrNoRoom means that a clone, or the log set aside before a rewind, would not fit on the disk.
 var ErrNoRoom = errors.New("not enough room")
 
 // ErrAsideFull means that as many data directories as allowed are kept aside, and each may hold what nobody else has.

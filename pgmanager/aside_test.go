@@ -60,6 +60,25 @@ func TestCloneNeedsRoom(t *testing.T) {
 	}
 }
 
+// TestLogSetAsideNeedsRoom: without it the copies of one rewind after the other would take the disk that promises and Raft's log need.
+func TestLogSetAsideNeedsRoom(t *testing.T) {
+	s := newNode(t)
+	_, err := s.InitDB(s.ctx())
+	s.must(err)
+	logs, err := filepath.Glob(filepath.Join(s.cfg.DataDir, "pg_wal", "0000*"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal("no log", err)
+	}
+	s.must(os.Truncate(logs[0], 1<<42)) // a hole, but a copy would fill it: a file in the way keeps a broken version from trying
+	base := filepath.Join(s.cfg.RunDir, "set-aside")
+	s.must(errors.Join(s.makeRunDirs(), os.WriteFile(base, nil, 0o600)))
+	if err := s.saveLog(s.ctx(), 0); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("%v", err)
+	}
+	s.must(errors.Join(os.Remove(base), os.Truncate(logs[0], 16<<20)))
+	s.must(s.saveLog(s.ctx(), 0))
+}
+
 func TestRunHook(t *testing.T) {
 	s := newNode(t)
 	dir := filepath.Dir(s.cfg.DataDir)

@@ -17,7 +17,7 @@ import (
 )
 
 // Rewind takes back what this stopped server wrote behind from, the point where its history left that of up, and makes it
-// a standby of up. The log from there on is copied to RunDir/set-aside first. up has to be a primary. Files that up changes
+// a standby of up. The log from there on is copied to RunDir/set-aside first; ErrNoRoom: it does not fit, nothing has changed. up has to be a primary. Files that up changes
 // meanwhile are only right again with the log up to the end of the copy, which may be missing here: catchUp has to start the
 // server as a standby of up and return once it answers. Nil leaves that out, for an up that nobody writes to. After a
 // failure the mark stays and only Clone helps.
@@ -139,38 +139,72 @@ func (m *Manager) recoverAlone(ctx context.Context) error {
 	return nil
 }
 
-// saveLog copies the log from the fork on, and every history, aside.
+// controlSlack stays free beside the log set aside: on the same disk are promises, and often Raft's log.
+const controlSlack = 64 << 20
+
+// saveLog copies the log from the fork on, and every history, aside. ErrNoRoom: it does not fit; nothing was copied.
 func (m *Manager) saveLog(ctx context.Context, from fsm.LSN) error {
-	c, err := m.ControlData(ctx)
+	names, size, err := m.logBehind(ctx, from)
+	if err != nil {
+		return fmt.Errorf("set the log aside: %w", err)
+	}
+	base := filepath.Join(m.cfg.RunDir, "set-aside")
+	free, err := freeBytes(base)
 	if err != nil {
 		return err
 	}
-	base := filepath.Join(m.cfg.RunDir, "set-aside")
+	if free < size+controlSlack {
+		return fmt.Errorf("%w in %s: %d MB of log have to be set aside before the rewind, %d MB are free, and %d MB have to stay free: look at what is there, move or delete it, or make room",
+			ErrNoRoom, base, size>>20, free>>20, controlSlack>>20)
+	}
 	dir := filepath.Join(base, stamp(time.Now()))
 	if err := errors.Join(m.makeRunDirs(), m.makeDir(base, 0o700), m.makeDir(dir, 0o700)); err != nil {
 		return err
 	}
-	wal := filepath.Join(m.cfg.DataDir, "pg_wal")
-	entries, err := os.ReadDir(wal)
-	if err != nil {
-		return fmt.Errorf("set the log aside: %w", err)
-	}
-	for _, e := range entries {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		path := filepath.Join(wal, e.Name())
-		_, history := pgconf.ParseHistoryName(e.Name())
-		_, start, segment := pgconf.ParseSegmentName(e.Name(), c.SegmentSize)
-		if !history && (!segment || uint64(start)+c.SegmentSize <= uint64(from) || !segmentUsed(path, start)) {
-			continue
-		}
-		if err := m.copyFile(path, filepath.Join(dir, e.Name())); err != nil {
-			return fmt.Errorf("set the log aside: %w", err)
-		}
+	if err := m.copyLog(ctx, names, dir); err != nil {
+		// Half a copy is of no use to anybody: the log itself is where it was.
+		return errors.Join(fmt.Errorf("set the log aside: %w", err), os.RemoveAll(dir))
 	}
 	m.log.Info("log set aside before the rewind", "path", dir, "from", from)
 	return errors.Join(syncDir(dir), syncDir(base))
+}
+
+func (m *Manager) copyLog(ctx context.Context, names []string, to string) error {
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := m.copyFile(filepath.Join(m.cfg.DataDir, "pg_wal", name), filepath.Join(to, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// logBehind names the files of the log from a position on, and every history, and says how many bytes they have.
+func (m *Manager) logBehind(ctx context.Context, from fsm.LSN) (names []string, size int64, err error) {
+	c, err := m.ControlData(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	wal := filepath.Join(m.cfg.DataDir, "pg_wal")
+	entries, err := os.ReadDir(wal)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range entries {
+		_, history := pgconf.ParseHistoryName(e.Name())
+		_, start, segment := pgconf.ParseSegmentName(e.Name(), c.SegmentSize)
+		if !history && (!segment || uint64(start)+c.SegmentSize <= uint64(from) || !segmentUsed(filepath.Join(wal, e.Name()), start)) {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil, 0, err
+		}
+		names, size = append(names, e.Name()), size+info.Size()
+	}
+	return names, size, nil
 }
 
 func segmentUsed(path string, start fsm.LSN) bool {

@@ -100,6 +100,14 @@ func (f *fake) Reinit(_ context.Context, n fsm.Node, from fsm.NodeID) error {
 	return nil
 }
 
+func (f *fake) TransferLeader(_ context.Context, leader fsm.Node, to fsm.NodeID) (fsm.NodeID, error) {
+	if to == "" {
+		to = admintest.Coord3
+	}
+	f.restarted = append(f.restarted, leader.Name+" to "+string(to))
+	return to, f.unfit
+}
+
 func (f *fake) Snapshot(context.Context) ([]byte, error) {
 	var b bytes.Buffer
 	err := fsm.WriteSnapshot(&b, f.st.State)
@@ -231,6 +239,8 @@ func TestGolden(t *testing.T) {
 		"token-list":        {newFake(), "token list", 0},
 		"config-set-help":   {newFake(), "config set --help", 0},
 		"token-create-help": {newFake(), "token create --help", 0},
+		"transfer":          {newFake(), "transfer-leader", 0},
+		"transfer-help":     {newFake(), "transfer-leader --help", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := invoke(t, c.f, "", strings.Fields(c.args)...)
@@ -259,6 +269,7 @@ func TestUsageErrors(t *testing.T) {
 		"token revoke":                  "ID is missing: see 'matriarch token revoke --help'",
 		"token create --ttl 1s":         "ttl",
 		"token create --uses 0":         "uses 0",
+		"transfer-leader a b":           `unexpected argument "b"`,
 		"remove":                        "NODE is missing",
 		"failover":                      "--group is missing",
 		"failover --group 1 --trust":    "--trust needs --candidate",
@@ -296,6 +307,8 @@ func TestRefusals(t *testing.T) {
 	}
 	broken := newFake()
 	broken.err = errors.New("no node of the cluster answered: tried coord-2 10.0.0.2:7400")
+	leaderless := newFake()
+	leaderless.st.Raft.Leader = ""
 	primary := newFake()
 	primary.group(0, func(g *fsm.Group) { g.Lease.Holder = admintest.Coord2 })
 	for name, c := range map[string]struct {
@@ -310,6 +323,8 @@ func TestRefusals(t *testing.T) {
 		"remove a primary":    {newFake(), "remove work1-2 --yes", "first 'matriarch failover --group 1'"},
 		"leave as primary":    {primary, "leave --yes", "leave refused: coord-2 is the primary of group 0: first 'matriarch failover --group 0'"},
 		"failover refused":    {refusing(), "failover --group 1 --candidate work1-1 --yes", "failover refused: not today"},
+		"transfer refused":    {&fake{st: newFake().st, unfit: errors.New("no other voter answers")}, "transfer-leader coord-2", "transfer-leader: no other voter answers"},
+		"transfer, nobody":    {leaderless, "transfer-leader", "there is no Raft leader just now"},
 		"failover, bad group": {newFake(), "failover --group 9 --yes", "there is no group 9"},
 		"no config":           {newFake(), "list --config /nowhere/matriarch.yml", "/nowhere/matriarch.yml"},
 		"bad config":          {newFake(), "config validate /dev/null", "node.id"},

@@ -43,6 +43,7 @@ type cluster interface {
 	Submit(ctx context.Context, r admin.Request) (fsm.Result, error)
 	RestartStandby(ctx context.Context, n fsm.Node) error
 	Reinit(ctx context.Context, n fsm.Node, from fsm.NodeID) error
+	TransferLeader(ctx context.Context, leader fsm.Node, to fsm.NodeID) (fsm.NodeID, error)
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
 	Snapshot(ctx context.Context) ([]byte, error)
@@ -107,7 +108,8 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "print as table, json or yaml", Value: "table"},
 		},
 		Commands: append(leadVerbs(),
-			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(), p.slotsVerb(),
+			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.transferVerb(),
+			p.citusVerb(), p.slotsVerb(),
 			p.configVerb(), p.demoVerb(), p.versionVerb(), p.upgradeVerb(), p.snapshotVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,

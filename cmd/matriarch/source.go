@@ -84,6 +84,11 @@ func (s source) WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (
 	return s.n.wouldSwitch(ctx, g, to)
 }
 
+// TransferLeader implements admin.Source.
+func (s source) TransferLeader(_ context.Context, to fsm.NodeID) (fsm.NodeID, error) {
+	return s.n.consensus.TransferLeader(to)
+}
+
 // Reinit implements admin.Source. What takes time to look at is looked at before the node's loop is asked.
 func (s source) Reinit(ctx context.Context, from fsm.NodeID) error {
 	src, err := agent.CloneSource(s.n.consensus.State(), s.n.id.NodeID, from)

@@ -254,6 +254,10 @@ func (n *node) Citus(_ context.Context, r admin.CitusRequest) ([]admin.CitusAnsw
 	return []admin.CitusAnswer{{Database: r.Database, Error: n.st.Name}}, nil
 }
 
+func (n *node) TransferLeader(context.Context, fsm.NodeID) (fsm.NodeID, error) {
+	return "", errors.New("no other voter answers")
+}
+
 func (n *node) Snapshot(context.Context) (*fsm.State, error) { return n.st.State, nil }
 
 func (n *node) WouldSwitch(_ context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
@@ -367,6 +371,9 @@ func TestClient(t *testing.T) {
 	_, err = c.Citus(t.Context(), n, admin.CitusRequest{Do: admin.CitusRemove, Group: 1})
 	if err == nil || err.Error() != "group 1 holds the only copy of shards" {
 		t.Errorf("a refusal became %v", err)
+	}
+	if _, err := c.TransferLeader(t.Context(), n, ""); err == nil || !strings.HasSuffix(err.Error(), "no other voter answers") {
+		t.Errorf("a refused transfer became %v", err)
 	}
 }
 

@@ -187,6 +187,14 @@ func (c *Client) WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID
 	return to, err
 }
 
+// TransferLeader has the leader hand Raft's leadership to a node, or, when that is empty, to the best voter. It answers to whom.
+func (c *Client) TransferLeader(ctx context.Context, leader fsm.Node, to fsm.NodeID) (fsm.NodeID, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := c.rpc.Call(ctx, leader.Peer, string(leader.ID), CallTransfer, TransferRequest{to}, &to)
+	return to, err
+}
+
 // Formation is the leader's status, or any node's when the leader does not answer.
 func (c *Client) Formation(ctx context.Context) (Status, error) {
 	st, err := c.Status(ctx)

@@ -19,6 +19,7 @@ const (
 	CallWouldSwitch = "would_switch"
 	CallCitus       = "citus"
 	CallReinit      = "reinit"
+	CallTransfer    = "transfer_leader"
 	CallSnapshot    = "snapshot"
 )
 
@@ -36,6 +37,8 @@ type Source interface {
 	Snapshot(ctx context.Context) (*fsm.State, error)
 	// WouldSwitch says, on the leader, whom a switchover would make primary. It changes nothing; an error is the refusal.
 	WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
+	// TransferLeader has this node, the leader, hand Raft's leadership over: to the node given, or, when that is empty, to the best.
+	TransferLeader(ctx context.Context, to fsm.NodeID) (fsm.NodeID, error)
 	// Citus looks at the Citus metadata, or, on the leader, changes what an operator may.
 	Citus(ctx context.Context, r CitusRequest) ([]CitusAnswer, error)
 }
@@ -49,6 +52,11 @@ type SwitchQuestion struct {
 // ReinitRequest asks a node to be cloned anew.
 type ReinitRequest struct {
 	From fsm.NodeID `json:"from,omitempty"` // empty: the primary
+}
+
+// TransferRequest asks the leader to hand leadership over.
+type TransferRequest struct {
+	To fsm.NodeID `json:"to,omitempty"` // empty: whoever is best
 }
 
 // Request carries one command that an operator may give: exactly one field is set.
@@ -129,6 +137,10 @@ func Register(rpc *transport.RPCServer, src Source) {
 	})
 	transport.Register(rpc, CallWouldSwitch, func(ctx context.Context, _ transport.Peer, q SwitchQuestion) (fsm.NodeID, error) {
 		to, err := src.WouldSwitch(ctx, q.Group, q.To)
+		return to, refused(err)
+	})
+	transport.Register(rpc, CallTransfer, func(ctx context.Context, _ transport.Peer, r TransferRequest) (fsm.NodeID, error) {
+		to, err := src.TransferLeader(ctx, r.To)
 		return to, refused(err)
 	})
 	transport.Register(rpc, CallCitus, func(ctx context.Context, _ transport.Peer, r CitusRequest) ([]CitusAnswer, error) {

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"maps"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
 	"github.com/google/go-cmp/cmp"
+
+	"matriarch/internal/testkit"
 )
 
 func TestSeedFixesThePlan(t *testing.T) {
@@ -16,7 +21,7 @@ func TestSeedFixesThePlan(t *testing.T) {
 	if cmp.Equal(plan(7, 10*time.Minute, nil), plan(8, 10*time.Minute, nil), opt) {
 		t.Error("two seeds, one plan")
 	}
-	seen := map[string]bool{}
+	seen, frozen := map[string]bool{}, without(false, nil)
 	for _, f := range plan(1, 2*time.Hour, frozen) {
 		seen[f.kind] = true
 		if frozen[f.kind] {
@@ -96,5 +101,56 @@ func TestPart(t *testing.T) {
 	}
 	if got := part(all, "host", 0); len(got) != len(all) {
 		t.Errorf("a host is %v", got)
+	}
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(insideVar) != "" { // this is the program inside of the sandbox of TestIncidents
+		main()
+		return
+	}
+	os.Exit(testkit.Main(m))
+}
+
+// TestIncidents plays the shortest of the scenarios; `make chaos SCENARIO=all` plays all.
+func TestIncidents(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs a real formation")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root; CI has it")
+	}
+	exe := testkit.Program(t)
+	for _, name := range []string{"short-stall", "killed-while-stopping"} {
+		t.Run(name, func(t *testing.T) {
+			out := t.ArtifactDir()
+			if err := mainErr([]string{"-scenario", name, "-matriarch", exe, "-out", out}); err != nil {
+				t.Errorf("%v: its trace and logs are in %s", err, out)
+			}
+		})
+	}
+}
+
+func TestScenarios(t *testing.T) {
+	known := (&nemesis{f: &formation{}}).strikes()
+	maps.Copy(known, (&nemesis{}).staged())
+	for _, s := range scenarios {
+		played, err := scenarioNamed(s.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var begin time.Duration
+		for _, f := range played.faults {
+			begin += f.after
+			if known[f.kind] == nil && cutRules(f, f.node) == nil {
+				t.Errorf("%s: nobody knows how to do %q", s.name, f.kind)
+			}
+			if without(s.early, nil)[f.kind] {
+				t.Errorf("%s: %q only goes with early failover", s.name, f.kind)
+			}
+			if !slices.ContainsFunc(s.faults, func(o fault) bool { return o.kind == f.kind && o.after == begin && o.node == f.node }) {
+				t.Errorf("%s: %s does not begin at %s", s.name, f, begin)
+			}
+		}
 	}
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -33,12 +35,33 @@ type session struct {
 	conn *pgx.Conn
 }
 
+var errNoCancel = errors.New("no cancel request")
+
+// connect makes a connection that never sends a cancel request: a cancelled wait for a standby shows others a commit that may yet be lost.
+func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	var open atomic.Bool
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if open.Load() {
+			return nil, errNoCancel
+		}
+		return dial(ctx, network, addr)
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	open.Store(true)
+	return conn, err
+}
+
 // do reports whether the operation was sent at all.
 func (s *session) do(ctx context.Context, op func(context.Context, *pgx.Conn) error) (sent bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opTimeout)
 	defer cancel()
 	if s.conn == nil {
-		if s.conn, err = pgx.Connect(ctx, s.dsn); err != nil {
+		if s.conn, err = connect(ctx, s.dsn); err != nil {
 			s.conn = nil
 			return false, err
 		}
@@ -90,14 +113,14 @@ func (n *numbers) ack(v int64) {
 }
 
 // add writes numbers, each attempt a new one.
-func (n *numbers) add(ctx context.Context, dsn string, next *atomic.Int64) {
+func (n *numbers) add(ctx context.Context, dsn, table string, next *atomic.Int64) {
 	s := session{dsn: dsn}
 	defer s.drop()
 	for sleep(ctx, setEvery) {
 		v := next.Add(1)
 		_, err := s.do(ctx, func(ctx context.Context, c *pgx.Conn) error {
 			n.attempt(v)
-			_, err := c.Exec(ctx, "INSERT INTO chaos_set VALUES ($1)", v)
+			_, err := c.Exec(ctx, "INSERT INTO "+table+" VALUES ($1)", v)
 			return err
 		})
 		if err == nil {
@@ -106,7 +129,7 @@ func (n *numbers) add(ctx context.Context, dsn string, next *atomic.Int64) {
 	}
 }
 
-// An operation on a register. Reads write, too: only what a standby has confirmed tells that this was the primary.
+// An operation on a register. Reads write, too, unless they may be plain: only what a standby has confirmed tells that this was the primary.
 type regOp struct {
 	key  int64
 	kind string // read, write or cas
@@ -124,6 +147,7 @@ type regAnswer struct {
 const (
 	readSQL  = "INSERT INTO chaos_register (k, v) VALUES ($1, 0) ON CONFLICT (k) DO UPDATE SET touched = chaos_register.touched + 1 RETURNING v"
 	writeSQL = "INSERT INTO chaos_register (k, v) VALUES ($1, $2) ON CONFLICT (k) DO UPDATE SET v = excluded.v"
+	plainSQL = "SELECT coalesce((SELECT v FROM chaos_register WHERE k = $1), 0)"
 	casSQL   = `INSERT INTO chaos_register AS r (k, v) VALUES ($1, CASE WHEN $2::bigint = 0 THEN $3::bigint ELSE 0 END) ON CONFLICT (k) DO UPDATE SET v = CASE WHEN r.v = $2 THEN $3 ELSE r.v END, touched = r.touched + 1 RETURNING v = $3`
 )
 
@@ -133,7 +157,7 @@ type registers struct {
 	ops []porcupine.Operation
 }
 
-func (r *registers) work(ctx context.Context, dsn string, client int, began time.Time, rnd *rand.Rand) {
+func (r *registers) work(ctx context.Context, dsn string, client int, plain bool, began time.Time, rnd *rand.Rand) {
 	s := session{dsn: dsn}
 	defer s.drop()
 	var unique, seen int64
@@ -144,7 +168,7 @@ func (r *registers) work(ctx context.Context, dsn string, client int, began time
 		var a regAnswer
 		sent, err := s.do(ctx, func(ctx context.Context, c *pgx.Conn) error {
 			call = time.Since(began)
-			return a.ask(ctx, c, op)
+			return a.ask(ctx, c, op, plain)
 		})
 		switch {
 		case !sent:
@@ -159,10 +183,14 @@ func (r *registers) work(ctx context.Context, dsn string, client int, began time
 	}
 }
 
-func (a *regAnswer) ask(ctx context.Context, c *pgx.Conn, op regOp) error {
+func (a *regAnswer) ask(ctx context.Context, c *pgx.Conn, op regOp, plain bool) error {
 	switch op.kind {
 	case "read":
-		return c.QueryRow(ctx, readSQL, op.key).Scan(&a.v)
+		sql := readSQL
+		if plain {
+			sql = plainSQL
+		}
+		return c.QueryRow(ctx, sql, op.key).Scan(&a.v)
 	case "write":
 		_, err := c.Exec(ctx, writeSQL, op.key, op.v)
 		return err
@@ -183,27 +211,32 @@ type ack struct {
 	from, to time.Duration // since the beginning
 }
 
-// sampler tries a write on one node again and again, whatever the node is.
+// sampler tries a write on one node again and again, whatever the node is. Where the lease alone must protect, every second try writes without
+// waiting for a standby, and every other one only reads what a primary alone can tell.
 type sampler struct {
 	mu    sync.Mutex
 	acks  []ack
 	tries int
 }
 
-func (s *sampler) sample(ctx context.Context, dsn string, node int, began time.Time, local bool) {
+const (
+	sampleSQL = "WITH level AS MATERIALIZED (SELECT set_config('synchronous_commit', '%s', true)) INSERT INTO chaos_probe (node) SELECT %d FROM level RETURNING pg_walfile_name(pg_current_wal_insert_lsn())"
+	lookSQL   = "SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END"
+)
+
+func (s *sampler) sample(ctx context.Context, dsn string, node int, began time.Time, leaseAlone bool) {
 	c := session{dsn: dsn}
 	defer c.drop()
-	level := "on"
-	if local {
-		level = "local"
+	statements := []string{fmt.Sprintf(sampleSQL, "on", node)}
+	if leaseAlone {
+		statements = []string{fmt.Sprintf(sampleSQL, "local", node), lookSQL}
 	}
-	for sleep(ctx, sampleEvery) {
+	for i := 0; sleep(ctx, sampleEvery); i++ {
 		var walfile string
 		a := ack{node: node}
 		_, err := c.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 			a.from = time.Since(began)
-			sql := fmt.Sprintf("WITH level AS MATERIALIZED (SELECT set_config('synchronous_commit', '%s', true)) INSERT INTO chaos_probe (node) SELECT %d FROM level RETURNING pg_walfile_name(pg_current_wal_insert_lsn())", level, node)
-			return conn.QueryRow(ctx, sql).Scan(&walfile)
+			return conn.QueryRow(ctx, statements[i%len(statements)]).Scan(&walfile)
 		})
 		a.to = time.Since(began)
 		s.mu.Lock()

@@ -21,21 +21,24 @@ import (
 
 const (
 	peerPort, pgPort, apiPort = 7400, 5432, 8008
-	diskMB                    = 1200
 	restartAfter              = 200 * time.Millisecond // as in deploy/systemd
 )
 
 // node is one host.
 type node struct {
-	i, group int
-	dir      string
-	mu       sync.Mutex
-	off      bool // powered off: nobody starts the agent again
+	i, group   int
+	dir        string
+	raft, data *disk
+	cgroup     cgroup
+	mu         sync.Mutex
+	off        bool // powered off: nobody starts the agent again
+	claimed    bool // by a fault that has the disks to itself
 }
 
 func (n *node) name() string   { return host(n.i) }
 func (n *node) config() string { return filepath.Join(n.dir, "matriarch.yml") }
-func (n *node) state() string  { return filepath.Join(n.dir, "state") }
+func (n *node) state() string  { return filepath.Join(n.raft.dir, "state") }
+func (n *node) pgdata() string { return filepath.Join(n.data.dir, "pgdata") }
 func (n *node) log() string    { return filepath.Join(n.dir, "matriarch.log") }
 
 func (n *node) setOff(off bool) {
@@ -50,9 +53,24 @@ func (n *node) isOff() bool {
 	return n.off
 }
 
+func (n *node) claim() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	was := n.claimed
+	n.claimed = true
+	return !was
+}
+
+func (n *node) release() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.claimed = false
+}
+
 // formation is five nodes of the built program.
 type formation struct {
 	exe, pgBin, password string
+	citus                bool
 	nodes                []*node
 	trace                *trace
 }
@@ -62,12 +80,19 @@ var groupOf = []int{0, 0, 0, 1, 1}
 
 func groups() []int { return []int{0, 1} }
 
-func newFormation(o options, tr *trace) (*formation, error) {
-	f := &formation{exe: o.exe, pgBin: o.pgBin, trace: tr}
+func newFormation(o options, m machine, tr *trace) (*formation, error) {
+	f := &formation{exe: o.exe, pgBin: o.pgBin, citus: o.citus, trace: tr}
 	for i, g := range groupOf {
 		n := &node{i: i, group: g, dir: filepath.Join(o.dir, host(i))}
-		if err := sh(fmt.Sprintf("mkdir -p %[1]s && mount -t tmpfs -o size=%[2]dm,mode=755 tmpfs %[1]s", n.dir, diskMB)); err != nil {
-			return nil, fmt.Errorf("disk of %s: %w", n.name(), err)
+		var err error
+		if n.raft, err = m.disk(filepath.Join(n.dir, "raft"), stateMB); err == nil {
+			n.data, err = m.disk(filepath.Join(n.dir, "data"), dataMB)
+		}
+		if err == nil && m.cgroups != "" {
+			n.cgroup, err = newCgroup(m.cgroups, cgroupPrefix+m.run+"-"+n.name())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("host %s: %w", n.name(), err)
 		}
 		f.nodes = append(f.nodes, n)
 	}
@@ -78,7 +103,10 @@ func (f *formation) flags(n *node) []string {
 	at := func(port int) string { return fmt.Sprintf("%s:%d", ip(n.i), port) }
 	out := []string{
 		"--config", n.config(), "--output", "json", "--name", n.name(), "--group", fmt.Sprint(n.group), "--listen", at(peerPort), "--api", at(apiPort), "--pg-listen", at(pgPort),
-		"--state-dir", n.state(), "--data-dir", filepath.Join(n.dir, "pgdata"), "--no-citus",
+		"--state-dir", n.state(), "--data-dir", n.pgdata(),
+	}
+	if !f.citus {
+		out = append(out, "--no-citus")
 	}
 	if f.pgBin != "" {
 		out = append(out, "--pg-bin", f.pgBin)
@@ -114,13 +142,13 @@ func (f *formation) up(ctx context.Context) error {
 	}
 	go f.supervise(ctx, first)
 	for _, n := range f.nodes[1:] {
-		err := until(ctx, time.Minute, func() error {
-			_, err := output(inside(ctx, n, append([]string{f.exe, "join", fmt.Sprintf("%s:%d", ip(0), peerPort), "--token", made.Token}, f.flags(n)...)...))
-			return err
-		})
-		if err != nil {
+		n.setOff(true) // no host to ask yet
+	}
+	for _, n := range f.nodes[1:] {
+		if err := until(ctx, time.Minute, func() error { return f.join(ctx, n, made.Token) }); err != nil {
 			return err
 		}
+		n.setOff(false)
 		go f.supervise(ctx, n)
 	}
 	if f.password, err = identity.Dir(first.state()).Secret(identity.Superuser); err != nil {
@@ -147,7 +175,7 @@ func (f *formation) runAgent(n *node) error {
 		return err
 	}
 	defer log.Close()
-	cmd := inside(context.Background(), n, f.exe, "run", "--config", n.config())
+	cmd := inside(context.Background(), n, n.cgroup.start(f.exe, "run", "--config", n.config())...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd.Run()
@@ -239,7 +267,7 @@ func members(group int) (out []int) {
 func (f *formation) saveLogs(to string) error {
 	var errs []error
 	for _, n := range f.nodes {
-		for _, pattern := range []string{n.log(), filepath.Join(n.state(), "*.log"), filepath.Join(n.state(), "pg", "*.json")} {
+		for _, pattern := range []string{n.log(), filepath.Join(n.state(), "*.log"), filepath.Join(n.state(), "*", "*.log"), filepath.Join(n.state(), "pg", "*.json")} {
 			files, _ := filepath.Glob(pattern)
 			for _, file := range files {
 				errs = append(errs, copyFile(file, filepath.Join(to, n.name()+"-"+filepath.Base(file))))

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // network is a switch in the own namespace with one namespace a host behind it. What is cut is cut between hosts, on the switch: we reach
@@ -18,6 +19,9 @@ type network struct {
 	mu    sync.Mutex
 	rules map[int][]string // by fault
 }
+
+// controller is our own address.
+const controller = "10.77.0.254"
 
 func ip(i int) string        { return fmt.Sprintf("10.77.0.%d", i+1) }
 func host(i int) string      { return fmt.Sprintf("h%d", i+1) }
@@ -53,7 +57,7 @@ func sh(script string) error {
 
 func newNetwork(hosts int) (*network, error) {
 	var b strings.Builder
-	b.WriteString("ip link add br0 type bridge\nip addr add 10.77.0.254/24 dev br0\nip link set br0 up\n")
+	b.WriteString("ip link add br0 type bridge\nip addr add " + controller + "/24 dev br0\nip link set br0 up\n")
 	for i := range hosts {
 		fmt.Fprintf(&b, "ip netns add %[1]s\nip -n %[1]s link set lo up\nip link add %[2]s type veth peer name eth0 netns %[1]s\nip link set %[2]s master br0 up\nip -n %[1]s addr add %[3]s/24 dev eth0\nip -n %[1]s link set eth0 up\n",
 			host(i), swPort(i), ip(i))
@@ -89,15 +93,30 @@ func (n *network) load() error {
 
 func link(i int, state string) error { return sh("ip link set " + swPort(i) + " " + state) }
 
-// slow delays what goes to a host, where the kernel can; else it makes the way narrow.
-func slow(i int) error {
-	if sh("tc qdisc replace dev "+swPort(i)+" root netem delay 40ms 30ms") == nil {
-		return nil
-	}
-	return sh("tc qdisc replace dev " + swPort(i) + " root tbf rate 1mbit burst 16kb latency 300ms")
-}
+const (
+	delayLeast, delayMore = 40 * time.Millisecond, 30 * time.Millisecond
+)
 
-func unslow(i int) error { return sh("tc qdisc del dev " + swPort(i) + " root") }
+// slow delays what other hosts send to this one: by netem where the kernel has it, else by a queue of packets and our own program, else it
+// makes the way narrow instead.
+func slow(i, fault int) (func() error, error) {
+	unslow := func() error { return sh("tc qdisc del dev " + swPort(i) + " root") }
+	if sh(fmt.Sprintf("tc qdisc replace dev %s root netem delay %dms %dms", swPort(i), (delayLeast+delayMore/2).Milliseconds(), (delayMore/2).Milliseconds())) == nil {
+		return unslow, nil
+	}
+	queue := uint16(fault)            //nolint:gosec // some dozens
+	rules := func(do string) string { // what we send passes
+		return fmt.Sprintf("nsenter --net=%[1]s iptables -w 5 %[2]s INPUT -s 10.77.0.0/24 -j NFQUEUE --queue-num %[3]d --queue-bypass\nnsenter --net=%[1]s iptables -w 5 %[2]s INPUT -s %[4]s -j ACCEPT",
+			nsFile(i), do, queue, controller)
+	}
+	if d, err := newDelayer(i, queue, delayLeast, delayMore); err == nil {
+		if sh(rules("-I")) == nil {
+			return func() error { err := sh(rules("-D")); d.close(); return err }, nil
+		}
+		d.close()
+	}
+	return unslow, sh("tc qdisc replace dev " + swPort(i) + " root tbf rate 1mbit burst 16kb latency 300ms")
+}
 
 // process is one of a host's.
 type process struct {

@@ -19,9 +19,10 @@ const (
 	checkLimit    = 10 * time.Second // a register
 )
 
-// load is what clients do with one group, and what they saw.
+// load is what clients do with one group, and what they saw. Through the coordinator they only add numbers, to a distributed table.
 type load struct {
 	group     int
+	through   bool
 	numbers   *numbers
 	registers registers
 	sampler   sampler
@@ -38,12 +39,37 @@ func (v *verdict) bad(format string, args ...any) {
 	v.violations = append(v.violations, fmt.Sprintf(format, args...))
 }
 
+func (l *load) String() string {
+	if l.through {
+		return "through the coordinator"
+	}
+	return fmt.Sprintf("group %d", l.group)
+}
+
+func (l *load) table() string {
+	if l.through {
+		return "chaos_distributed"
+	}
+	return "chaos_set"
+}
+
+// slowest is the longest time without an acknowledged number.
+func (v *verdict) slowest() time.Duration {
+	var out time.Duration
+	for _, l := range v.loads {
+		out = max(out, l.numbers.gap)
+	}
+	return out
+}
+
 func (v *verdict) summary(o options, faults int) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: %s, %d faults, converged after %s", o.seed, o.total, faults, v.converged.Round(100*time.Millisecond))
+	fmt.Fprintf(&b, "%s: %s, early failover %t, %d faults, converged after %s", o.what(), o.total, o.early, faults, v.converged.Round(100*time.Millisecond))
 	for _, l := range v.loads {
-		fmt.Fprintf(&b, "; group %d: %d numbers acknowledged of %d, longest gap %s from %s, %d operations on registers, %d of %d samples acknowledged",
-			l.group, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), l.numbers.gapFrom.UTC().Format("15:04:05"), len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
+		fmt.Fprintf(&b, "; %s: %d numbers acknowledged of %d, longest gap %s from %s", l, len(l.numbers.acked), len(l.numbers.attempted), l.numbers.gap.Round(10*time.Millisecond), l.numbers.gapFrom.UTC().Format("15:04:05"))
+		if !l.through {
+			fmt.Fprintf(&b, ", %d operations on registers, %d of %d samples acknowledged", len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
+		}
 	}
 	fmt.Fprintf(&b, "; %d violations", len(v.violations))
 	return b.String()
@@ -61,6 +87,12 @@ func (f *formation) run(ctx context.Context, o options, net *network, faults []f
 			return v, err
 		}
 		v.loads = append(v.loads, &load{group: g, numbers: newNumbers()})
+	}
+	if f.citus {
+		if err := f.exec(ctx, 0, "CREATE TABLE chaos_distributed (n bigint PRIMARY KEY)", "SELECT create_distributed_table('chaos_distributed', 'n', shard_count => 8)"); err != nil {
+			return v, err
+		}
+		v.loads = append(v.loads, &load{through: true, numbers: newNumbers()})
 	}
 	lctx, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
@@ -92,28 +124,40 @@ func (f *formation) prepare(ctx context.Context, group int, early bool) error {
 			return err
 		}
 	}
+	return f.exec(ctx, group, tables...)
+}
+
+// exec runs statements on a group's primary.
+func (f *formation) exec(ctx context.Context, group int, statements ...string) error {
 	conn, err := pgx.Connect(ctx, f.dsn("read-write", members(group)...))
 	if err != nil {
-		return fmt.Errorf("create the tables: %w", err)
+		return fmt.Errorf("connect to group %d: %w", group, err)
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	for _, sql := range tables {
+	for _, sql := range statements {
 		if _, err := conn.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("create the tables: %w", err)
+			return fmt.Errorf("group %d: %s: %w", group, sql, err)
 		}
 	}
 	return nil
 }
 
-// start has two clients add numbers, three work on registers and a sampler look at each node.
+// start has clients add numbers, three work on registers and a sampler look at each node.
 func (f *formation) start(ctx context.Context, l *load, o options, wg *sync.WaitGroup) {
 	began, dsn, next := f.trace.began, f.dsn("read-write", members(l.group)...), &atomic.Int64{}
-	for range 2 {
-		wg.Go(func() { l.numbers.add(ctx, dsn, next) })
+	adders := 1
+	if l.through {
+		adders = len(groups())
+	}
+	for range adders {
+		wg.Go(func() { l.numbers.add(ctx, dsn, l.table(), next) })
+	}
+	if l.through {
+		return
 	}
 	for c := range 3 {
 		wg.Go(func() {
-			l.registers.work(ctx, dsn, c, began, rand.New(rand.NewPCG(o.seed, uint64(100+10*l.group+c)))) //nolint:gosec // replayable on purpose
+			l.registers.work(ctx, dsn, c, !o.early, began, rand.New(rand.NewPCG(o.seed, uint64(100+10*l.group+c)))) //nolint:gosec // replayable on purpose
 		})
 	}
 	for _, i := range members(l.group) {
@@ -121,11 +165,19 @@ func (f *formation) start(ctx context.Context, l *load, o options, wg *sync.Wait
 	}
 }
 
-// check holds what is in the tables of every node against what clients were told.
+// check holds what is in the tables of every node against what clients were told; a distributed one is looked at through the coordinator.
 func (f *formation) check(ctx context.Context, l *load, v *verdict) {
-	for _, i := range members(l.group) {
+	look := map[string]string{}
+	if l.through {
+		look[l.String()] = f.dsn("read-write", members(l.group)...)
+	} else {
+		for _, i := range members(l.group) {
+			look[fmt.Sprintf("%s, %s", l, host(i))] = f.dsn("any", i)
+		}
+	}
+	for where, dsn := range look {
 		err := until(ctx, 10*time.Second, func() error {
-			present, err := f.present(ctx, i)
+			present, err := present(ctx, dsn, l.table())
 			if err != nil {
 				return err
 			}
@@ -136,32 +188,32 @@ func (f *formation) check(ctx context.Context, l *load, v *verdict) {
 			return nil
 		})
 		if err != nil {
-			v.bad("group %d, %s: %v", l.group, host(i), err)
+			v.bad("%s: %v", where, err)
 		}
 	}
+	if len(l.numbers.acked) == 0 || !l.through && len(l.sampler.acks) == 0 {
+		v.bad("%s: nothing was ever acknowledged", l)
+	}
 	for _, s := range twoPrimaries(l.sampler.acks) {
-		v.bad("group %d: %s", l.group, s)
+		v.bad("%s: %s", l, s)
 	}
 	switch result, worst := linearizable(l.registers.ops, checkLimit); result {
 	case porcupine.Illegal:
-		v.bad("group %d: a register is not linearizable:\n%s", l.group, history(worst))
+		v.bad("%s: a register is not linearizable:\n%s", l, history(worst))
 	case porcupine.Unknown:
-		f.trace.note("group %d: registers undecided after %s", l.group, checkLimit)
-	}
-	if len(l.numbers.acked) == 0 || len(l.sampler.acks) == 0 {
-		v.bad("group %d: nothing was ever acknowledged", l.group)
+		f.trace.note("%s: registers undecided after %s", l, checkLimit)
 	}
 }
 
-func (f *formation) present(ctx context.Context, i int) (map[int64]bool, error) {
+func present(ctx context.Context, dsn, table string) (map[int64]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, f.dsn("any", i))
+	conn, err := pgx.Connect(ctx, dsn)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = conn.Close(ctx) }()
-	rows, err := conn.Query(ctx, "SELECT n FROM chaos_set")
+	rows, err := conn.Query(ctx, "SELECT n FROM "+table)
 	if err != nil {
 		return nil, err
 	}
