@@ -230,6 +230,9 @@ func (p *process) kill() {
 	p.m.w.mu.Unlock()
 }
 
+// compareEvery is how many entries lie between those after which all nodes must have the same state, byte for byte.
+const compareEvery = 64
+
 // changed checks every entry on every node.
 func (p *process) changed(prev, next *fsm.State) {
 	p.slow.pass()
@@ -238,7 +241,7 @@ func (p *process) changed(prev, next *fsm.State) {
 	if err := fsm.Invariant(prev, next); err != nil && prev.Index > 0 && next.Index-prev.Index < 5 {
 		w.violate("%s: entry %d: %v", p.m.name, next.Index, err)
 	}
-	if next.Index%8 == 0 {
+	if next.Index%compareEvery == 0 {
 		b, _ := json.Marshal(next)
 		if had, ok := w.states[next.Index]; ok && had != string(b) {
 			w.violate("%s: the state after entry %d differs from another node's:\n%s\n%s", p.m.name, next.Index, b, had)
