@@ -221,7 +221,8 @@ func (a *Agent) still(ctx context.Context, r Roster, e fsm.Epoch) error {
 	if err != nil {
 		return fmt.Errorf("read the newest state first: %w", err)
 	}
-	if g := s.Groups[r.Group.ID]; !g.Opened() || g.Epoch != e {
+	g := s.Groups[r.Group.ID]
+	if _, promoted := s.Promoted(g.ID); g.Epoch != e || !g.Opened() && !(promoted && g.Holds()) { // a strict group may need this node to open
 		return errNotYet
 	}
 	return nil

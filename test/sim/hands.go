@@ -118,7 +118,7 @@ func (h hands) Local() (decide.Local, error) {
 	h.s.w.mu.Lock()
 	defer h.leave()
 	s := h.s
-	l := decide.Local{HasData: s.dir != nil, Promise: s.promise, Lineage: maps.Clone(s.lineage), Unfinished: s.unfinished}
+	l := decide.Local{HasData: s.dir != nil, Promise: s.promise, Lineage: s.bound(maps.Clone(s.lineage)), Unfinished: s.unfinished}
 	if s.dir != nil {
 		l.SystemID = s.dir.systemID
 	}

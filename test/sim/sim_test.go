@@ -99,7 +99,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 		}
 	}()
 	w.liars, w.early = w.seed%5 == 4, w.seed%2 == 0
-	w.refusals = 0.05
+	w.refusals, w.hangs, w.unfit = 0.05, 0.1, 0.05
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}
@@ -157,7 +157,7 @@ func (w *World) form(ctx context.Context, groups []int) error {
 	settings.Citus = false
 	first := machines[0]
 	err := first.startAgent(&fsm.Bootstrap{
-		ClusterID: clusterID, Incarnation: 1, Settings: settings, Node: first.node(), Token: &fsm.Token{ID: "t", Uses: len(machines)},
+		ClusterID: clusterID, Incarnation: 1, Settings: settings, Node: first.node(), Token: &fsm.Token{ID: "t", Uses: len(machines) + 2},
 	})
 	if err != nil {
 		return err
@@ -174,14 +174,14 @@ func (w *World) form(ctx context.Context, groups []int) error {
 		}
 	}
 	for g := range groups {
-		if w.early {
-			break
+		w.mu.Lock()
+		c := fsm.GroupSet{Group: fsm.GroupID(g), Mode: fsm.Quorum, Early: &w.early, Strict: new(false), SyncCount: new(max(w.confirm, 1)), SyncLag: new(int64(0))}
+		if !w.plain {
+			c = w.vary(c.Group)
 		}
-		sctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		res, err := first.agent.node.Submit(sctx, fsm.GroupSet{Group: fsm.GroupID(g), Early: new(false)})
-		cancel()
-		if err != nil || !res.OK {
-			return fmt.Errorf("switch early failover off: %s %w", res.Reason, err)
+		w.mu.Unlock()
+		if err := w.set(ctx, first, c); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -230,7 +230,7 @@ func (w *World) unwell(groups int) string {
 			case m.id == st.Lease.Holder:
 			case p.receiver == nil || !p.receiver.streaming:
 				return m.name + " does not stream"
-			case !st.Sync.Target().Has(m.id):
+			case st.Mode != fsm.Off && !m.tags.NoSync && !st.Sync.Target().Has(m.id):
 				return m.name + " is not in the synchronous set"
 			}
 		}
@@ -257,7 +257,7 @@ func (w *World) writable(clients []*client) string {
 func (w *World) stop(cancel context.CancelFunc) {
 	for _, m := range w.machines {
 		w.mu.Lock()
-		m.frozen = false
+		m.frozen, m.stuck = false, false
 		if m.sentinel != nil {
 			m.sentinel.thaw()
 		}
@@ -269,6 +269,7 @@ func (w *World) stop(cancel context.CancelFunc) {
 		if a != nil {
 			a.gate.open()
 			a.slow.open()
+			a.disk.open()
 		}
 	}
 	w.net.HealAll()
