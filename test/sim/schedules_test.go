@@ -66,10 +66,14 @@ func (s *scene) group0() []*machine {
 // nothing for a while.
 func (s *scene) secondBeginner() string {
 	w, leader := s.w, s.w.leader()
-	var goOn []func()
-	for _, m := range w.machines {
-		if m != leader {
-			goOn = append(goOn, m.agent.stall())
+	others := []*machine{s.old, s.to}
+	for i, m := range others {
+		if m == leader {
+			_, standbys := s.cast(0)
+			others[i] = standbys[0]
+			if standbys[0] == leader {
+				others[i] = standbys[1]
+			}
 		}
 	}
 	var hosts []*machine
@@ -84,10 +88,17 @@ func (s *scene) secondBeginner() string {
 		if err != nil || !res.OK {
 			return "join: " + res.Reason
 		}
+		hosts = append(hosts, m)
+	}
+	_ = pause(s.ctx, 500*time.Millisecond)
+	var goOn []func()
+	for _, m := range others {
+		goOn = append(goOn, m.agent.stall())
+	}
+	for _, m := range hosts {
 		if err := m.startAgent(nil); err != nil {
 			return err.Error()
 		}
-		hosts = append(hosts, m)
 	}
 	maker := hosts[0]
 	if !s.soon(20*time.Second, func() bool { return hosts[0].server.dir != nil || hosts[1].server.dir != nil }) {
@@ -176,8 +187,15 @@ func (s *scene) shrunk() string {
 		s.lag(s.old, behind, lag)
 		_ = pause(s.ctx, 2200*time.Millisecond)
 	}
+	s.killPostgres(confirms) // the primary notices at once
+	_ = pause(s.ctx, 10*time.Millisecond)
 	s.down(confirms, 30*time.Second)
-	_ = pause(s.ctx, s.w.draw(2600*time.Millisecond, 3500*time.Millisecond))
+	for range 4000 {
+		if p := s.w.newest().Sync.Target(); !p.Has(confirms.id) || pause(s.ctx, time.Millisecond) != nil {
+			break
+		}
+	}
+	_ = pause(s.ctx, s.w.draw(50*time.Millisecond, 300*time.Millisecond))
 	s.down(s.old, 30*time.Second)
 	_ = pause(s.ctx, 12*time.Second)
 	s.lag(s.old, behind, time.Millisecond)
