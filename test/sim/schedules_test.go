@@ -223,6 +223,20 @@ func (s *scene) passedOn() string {
 // sleeper: the primary's machine stands still, with its clocks, until another has the lease, and goes on without its agent. The other
 // standby has promised, and its agent falls asleep then.
 func (s *scene) sleeper() string {
+	for range 12 { // whoever leads must not fall asleep
+		l := s.w.leader()
+		if l.group != s.old.group {
+			break
+		}
+		wake := s.asleep(l)
+		_ = pause(s.ctx, 3*time.Second)
+		wake()
+		_ = pause(s.ctx, 3*time.Second)
+	}
+	s.old, _ = s.cast(0)
+	if why := s.w.converge(2, 60*time.Second); why != "" {
+		return why
+	}
 	before, _ := s.w.lease(0)
 	at, p := time.Now(), s.old
 	wakeOld := s.asleep(p)

@@ -16,7 +16,7 @@ import (
 	"matriarch/fsm/decide"
 )
 
-// TestSeeds runs MATRIARCH_SIM_SEEDS seeds (200; with -short 20), each in a bubble of its own, or the one of MATRIARCH_SIM_SEED with its
+// TestSeeds runs MATRIARCH_SIM_SEEDS seeds (200; with -short 20) from MATRIARCH_SIM_FROM (0) on, each in a bubble of its own, or the one of MATRIARCH_SIM_SEED with its
 // whole trace.
 func TestSeeds(t *testing.T) {
 	if one := os.Getenv("MATRIARCH_SIM_SEED"); one != "" {
@@ -38,7 +38,15 @@ func TestSeeds(t *testing.T) {
 		}
 		seeds = n
 	}
-	for seed := range seeds {
+	from := 0
+	if s := os.Getenv("MATRIARCH_SIM_FROM"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from = n
+	}
+	for seed := from; seed < from+seeds; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			bubble(t, uint64(seed), false)
