@@ -241,15 +241,22 @@ func (s *scene) sleeper() string {
 	at, p := time.Now(), s.old
 	wakeOld := s.asleep(p)
 	s.stopMachine(p)
-	next := s.nextHolder(0, before, 15*time.Second)
-	if next == nil {
-		return ""
-	}
-	var wake []func()
-	for _, m := range s.group0() {
-		if m != p && m != next {
-			wake = append(wake, s.asleep(m))
+	var sleeps []*machine
+	s.w.mu.Lock()
+	s.w.watching = append(s.w.watching, func(next *fsm.State) bool {
+		g := next.Groups[0]
+		for _, m := range s.group0() {
+			if before.Less(g.Epoch) && m != p && m.id != g.LastHolder {
+				m.agent.gate.shut()
+				s.w.net.Freeze(m.host)
+				sleeps = append(sleeps, m)
+			}
 		}
+		return before.Less(g.Epoch)
+	})
+	s.w.mu.Unlock()
+	if s.nextHolder(0, before, 15*time.Second) == nil {
+		return ""
 	}
 	p.lost.Add(int64(time.Since(at)))
 	s.w.mu.Lock()
@@ -261,8 +268,10 @@ func (s *scene) sleeper() string {
 	s.w.mu.Unlock()
 	s.w.net.Thaw(p.pgHost)
 	_ = pause(s.ctx, 4*time.Second)
-	for _, f := range append(wake, wakeOld) {
-		f()
+	wakeOld()
+	for _, m := range sleeps {
+		s.w.net.Thaw(m.host)
+		m.agent.gate.open()
 	}
 	return ""
 }
