@@ -222,7 +222,8 @@ func (a *Agent) still(ctx context.Context, r Roster, e fsm.Epoch) error {
 		return fmt.Errorf("read the newest state first: %w", err)
 	}
 	g := s.Groups[r.Group.ID]
-	if _, promoted := s.Promoted(g.ID); g.Epoch != e || !g.Opened() && !(promoted && g.Holds()) { // a strict group may need this node to open
+	_, promoted := s.Promoted(g.ID)
+	if ready := g.Opened() || promoted && g.Holds(); !ready || g.Epoch != e { // a strict group may need this node to open
 		return errNotYet
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 
 // rule is one of the rules that keep writes. A World can live without one: the removal is in the seams between the product and the
 // model (what an agent or a conductor is shown of the state, what its hands and its sentinel do, how its proposals are sent), so that
-// the product has no switch for it. See docs/adr/0026.
+// the product has no switch for it. See docs/adr/0033.
 type rule string
 
 const (
