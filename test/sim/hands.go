@@ -54,6 +54,7 @@ func (h hands) Observe(ctx context.Context, r agent.Roster) agent.Observation {
 	if err != nil {
 		return agent.Observation{PG: decide.Postgres{Why: err.Error()}, Conf: h.s.conf}
 	}
+	h.s.grantedUnbound(p)
 	d := h.s.dir
 	o := agent.Observation{
 		PG:   decide.Postgres{Reachable: true, InRecovery: !p.primary, Timeline: p.timeline(), LSN: lsn(p.replayed)},

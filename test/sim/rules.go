@@ -9,6 +9,7 @@ import (
 
 	"matriarch/consensus/lease"
 	"matriarch/fsm"
+	"matriarch/fsm/decide"
 	"matriarch/internal/agent"
 )
 
@@ -142,6 +143,19 @@ func (w *World) until(t lease.Stamp) lease.Stamp {
 		return t.Add(lease.Margin)
 	}
 	return t
+}
+
+// grantedUnbound: without promises a standby leaves its primary when it is granted the lease, and not before. The mutex is held.
+func (s *server) grantedUnbound(p *proc) {
+	a := s.m.agent
+	if !s.w.lacks(rulePromise) || a == nil || s.conf.Upstream == "" || a.node.State().Groups[s.m.group].Lease.Holder != s.m.id {
+		return
+	}
+	s.conf = decide.Conf{Phase: s.conf.Phase}
+	p.set(s.conf)
+	if p.receiver != nil {
+		p.receiver.cancel()
+	}
 }
 
 // bound is the record of who made which timeline. Without the binding a number is as good as another.
