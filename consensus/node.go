@@ -39,6 +39,8 @@ type Config struct {
 	OnChange func(prev, next *fsm.State)
 	// OnTick is told how long each tick's commit took, on the leader. It must not block.
 	OnTick func(time.Duration)
+	// OnWrite is called before entries are written to the log. While it blocks the disk hangs: for tests.
+	OnWrite func()
 	// OnPeer is a hint of gossip that a node came or went. It must not block.
 	OnPeer func(id fsm.NodeID, alive bool)
 	// Lead runs while this node leads, and must return when ctx ends.
@@ -105,6 +107,10 @@ func Open(cfg Config) (*Node, error) {
 	st, err := openStore(cfg.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.OnWrite != nil {
+		write := st.write
+		st.write = func(logs []*raft.Log) error { cfg.OnWrite(); return write(logs) }
 	}
 	n := &Node{cfg: cfg, store: st, cancel: func() {}}
 	n.machine = fsm.NewMachine(n.publish, n.fatal)

@@ -226,9 +226,8 @@ func (a *Agent) still(ctx context.Context, r Roster, e fsm.Epoch) error {
 		return fmt.Errorf("read the newest state first: %w", err)
 	}
 	g := s.Groups[r.Group.ID]
-	last, _ := g.LastGrant()
-	usable := g.Opened() || g.Holds() && last.Timeline != 0 // a strict primary may need this very node to open
-	if !g.Held() || g.Epoch != e || last.Epoch != e || !usable {
+	_, promoted := s.Promoted(g.ID)
+	if ready := g.Opened() || promoted && g.Holds(); !ready || g.Epoch != e { // a strict group may need this node to open
 		return errNotYet
 	}
 	return nil

@@ -469,3 +469,22 @@ func TestCloneSource(t *testing.T) {
 		}
 	}
 }
+
+// TestCloneOpensAStrictGroup: a strict group that nobody else can open lets its members clone before it is open; one that is not
+// strict does not.
+func TestCloneOpensAStrictGroup(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		inBed(t, "b", func(b *bed) {
+			b.sentinel, b.local, b.obs = decide.Sentinel{}, decide.Local{}, Observation{}
+			b.group(func(g *fsm.Group) {
+				g.Strict, g.Sync = strict, fsm.Sync{Pairs: []fsm.Pair{fsm.NewPair(1, "b")}}
+			})
+			b.hooks["clone"] = hang
+		}, func(b *bed) {
+			time.Sleep(time.Second)
+			if got := b.count("clone") == 1; got != strict {
+				b.t.Errorf("strict %t: clones %d times, calls %v", strict, b.count("clone"), b.calls)
+			}
+		})
+	}
+}

@@ -59,7 +59,7 @@ func (t *term) commit(ctx context.Context, c fsm.Command) {
 	}
 }
 
-// recruitAll asks every member that has not answered for the next epoch, again after a refusal.
+// recruitAll asks every member that has not answered for the next epoch, again after a refusal. Who was unfit may be fit by now.
 func (t *term) recruitAll(ctx context.Context, s *fsm.State, g fsm.Group) {
 	e := t.elections[g.ID]
 	if e == nil {
@@ -78,7 +78,7 @@ func (t *term) recruitAll(ctx context.Context, s *fsm.State, g fsm.Group) {
 		if only != "" && n.ID != only {
 			continue
 		}
-		if _, have := e.recruits[n.ID]; have || e.asking[n.ID] || time.Now().Before(e.again[n.ID]) || n.Postgres == "" {
+		if r, have := e.recruits[n.ID]; have && r.Unfit == "" || e.asking[n.ID] || time.Now().Before(e.again[n.ID]) || n.Postgres == "" {
 			continue
 		}
 		e.asking[n.ID] = true
@@ -115,6 +115,12 @@ func (t *term) take(a answer) {
 		return
 	}
 	delete(e.refusals, a.node)
+	if a.r.Unfit != "" {
+		e.again[a.node] = time.Now().Add(unfitAgain)
+	}
+	if e.recruits[a.node] == a.r {
+		return
+	}
 	e.recruits[a.node] = a.r
 	t.cfg.Log.Info("recruited", "group", int(a.group), "node", name, "timeline", int(a.r.Timeline), "lsn", a.r.LSN.String(), "lineage", a.r.Lineage.String())
 }

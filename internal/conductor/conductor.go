@@ -112,6 +112,7 @@ const (
 	lookEvery    = 100 * time.Millisecond // a silent holder is noticed that late
 	fastLook     = 25 * time.Millisecond
 	recruitAgain = 100 * time.Millisecond
+	unfitAgain   = time.Second // between questions to one who promised, but may not become primary just now
 	recruitLimit = 3 * time.Second
 	commitLimit  = 5 * time.Second
 )

@@ -86,6 +86,9 @@ func (n *nemesis) one() {
 	if w.chance(0.25) {
 		n.plan(m.group)
 	}
+	if w.chance(0.08) {
+		n.resettle(m.group)
+	}
 	if w.chance(0.4) {
 		recipe := n.twice
 		switch {
@@ -117,8 +120,12 @@ func (n *nemesis) one() {
 		n.freezeMachine(m)
 	case dice < 90:
 		n.partition(m)
-	case dice < 94:
+	case dice < 92:
 		n.slowLog(m)
+	case dice < 94:
+		n.hungLog(m)
+	case dice < 96:
+		n.hungDisk(m)
 	case dice < 98:
 		n.slowLink(m, n.any())
 	default:
@@ -347,6 +354,34 @@ func (n *nemesis) slowLog(m *machine) {
 	}
 	p.slow.shut()
 	n.later(n.w.draw(200*time.Millisecond, 3*time.Second), func() { p.slow.open(); n.free(m) })
+}
+
+// hungLog keeps one node's Raft log from being written.
+func (n *nemesis) hungLog(m *machine) {
+	p := m.agent
+	if p == nil || !n.take(m, "the disk of its Raft log hangs") {
+		return
+	}
+	p.disk.shut()
+	n.later(n.w.draw(200*time.Millisecond, 6*time.Second), func() { p.disk.open(); n.free(m) })
+}
+
+// hungDisk keeps PostgreSQL's log from being flushed.
+func (n *nemesis) hungDisk(m *machine) {
+	if !n.take(m, "the disk of PostgreSQL's log hangs") {
+		return
+	}
+	n.stick(m, true)
+	n.later(n.w.draw(200*time.Millisecond, 9*time.Second), func() { n.stick(m, false); n.free(m) })
+}
+
+func (n *nemesis) stick(m *machine, on bool) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	m.stuck = on
+	if p := m.server.proc; p != nil {
+		p.cond.Broadcast()
+	}
 }
 
 func (n *nemesis) slowLink(a, b *machine) {

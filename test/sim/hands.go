@@ -54,6 +54,7 @@ func (h hands) Observe(ctx context.Context, r agent.Roster) agent.Observation {
 	if err != nil {
 		return agent.Observation{PG: decide.Postgres{Why: err.Error()}, Conf: h.s.conf}
 	}
+	h.s.grantedUnbound(p)
 	d := h.s.dir
 	o := agent.Observation{
 		PG:   decide.Postgres{Reachable: true, InRecovery: !p.primary, Timeline: p.timeline(), LSN: lsn(p.replayed)},
@@ -118,7 +119,7 @@ func (h hands) Local() (decide.Local, error) {
 	h.s.w.mu.Lock()
 	defer h.leave()
 	s := h.s
-	l := decide.Local{HasData: s.dir != nil, Promise: s.promise, Lineage: maps.Clone(s.lineage), Unfinished: s.unfinished, Word: s.word}
+	l := decide.Local{HasData: s.dir != nil, Promise: s.promise, Lineage: s.bound(maps.Clone(s.lineage)), Unfinished: s.unfinished, Word: s.word}
 	if s.dir != nil {
 		l.SystemID = s.dir.systemID
 	}

@@ -37,8 +37,9 @@ type machine struct {
 	sentinel     *sentinel
 	agent        *process
 	frozen       bool         // the whole machine
+	stuck        bool         // PostgreSQL's disk: nothing is flushed
 	lost         atomic.Int64 // what its clocks missed while they stood still
-	priority     int
+	tags         fsm.Tags
 	lastReceiver string
 }
 
@@ -59,7 +60,7 @@ func (w *World) addMachine(group fsm.GroupID) (*machine, error) {
 		host: fmt.Sprint("n", n), pgHost: fmt.Sprint("p", n),
 		raw: 1 + (w.rng.Float64()*2-1)*lease.Drift/1000, boot: 1 + (w.rng.Float64()*2-1)*0.02,
 	}
-	m.priority = w.rng.IntN(3)
+	m.tags = w.tag(group)
 	m.server = &server{w: w, m: m, lineage: map[fsm.Timeline]fsm.Epoch{}, credentials: map[fsm.Epoch]bool{}}
 	w.machines = append(w.machines, m)
 	key, csr, err := transport.NewKeyAndCSR()
@@ -75,7 +76,7 @@ func (w *World) addMachine(group fsm.GroupID) (*machine, error) {
 }
 
 func (m *machine) node() fsm.Node {
-	return fsm.Node{ID: m.id, Name: m.name, Group: m.group, Peer: m.host + ":7400", Postgres: m.pgHost + ":5432", Protocol: fsm.Protocol, Tags: fsm.Tags{FailoverPriority: m.priority}}
+	return fsm.Node{ID: m.id, Name: m.name, Group: m.group, Peer: m.host + ":7400", Postgres: m.pgHost + ":5432", Protocol: fsm.Protocol, Tags: m.tags}
 }
 
 // clock reads both clocks, which start anywhere and run at rates of their own.
@@ -124,10 +125,12 @@ type process struct {
 	m      *machine
 	gate   gate
 	slow   gate // delays the application of log entries
+	disk   gate // of the Raft log
 	node   *consensus.Node
 	agent  *agent.Agent
 	cond   *conductor.Conductor
 	leads  atomic.Bool
+	behind atomic.Pointer[fsm.State] // see stall
 	lead   atomic.Pointer[leadership]
 	ctx    context.Context
 	client *transport.Client
@@ -155,12 +158,12 @@ func (m *machine) startAgent(first *fsm.Bootstrap) error {
 	p.cond = conductor.New(conductor.Config{Recruiter: recruiter{p}, Planner: planner{p}, Log: log})
 	p.node, err = consensus.Open(consensus.Config{
 		ID: m.id, Name: m.name, Advertise: m.host + ":7400", Dir: filepath.Join(w.dir, m.name), Seeds: seeds, Mux: mux, Dialer: dialer, RPC: rpc,
-		Client: p.client, Clock: func() lease.Stamp { p.gate.pass(); return m.clock() }, Log: log, OnChange: p.changed,
+		Client: p.client, Clock: p.leaderClock, Log: log, OnChange: p.changed, OnWrite: p.disk.pass,
 		Lead: func(ctx context.Context, l consensus.Leadership) {
-			p.lead.Store(&leadership{l})
+			p.lead.Store(&leadership{l, p})
 			p.leads.Store(true)
 			defer p.leads.Store(false)
-			p.cond.Run(ctx, leadership{l})
+			p.cond.Run(ctx, leadership{l, p})
 		},
 	})
 	if err != nil {
@@ -228,11 +231,15 @@ func (p *process) kill() {
 	p.cancel()
 	p.gate.open()
 	p.slow.open()
+	p.disk.open()
 	<-p.done
 	p.m.w.mu.Lock()
 	p.m.agent = nil
 	p.m.w.mu.Unlock()
 }
+
+// compareEvery is how many entries lie between those after which all nodes must have the same state, byte for byte.
+const compareEvery = 64
 
 // changed checks every entry on every node.
 func (p *process) changed(prev, next *fsm.State) {
@@ -242,13 +249,14 @@ func (p *process) changed(prev, next *fsm.State) {
 	if err := fsm.Invariant(prev, next); err != nil && prev.Index > 0 && next.Index-prev.Index < 5 {
 		w.violate("%s: entry %d: %v", p.m.name, next.Index, err)
 	}
-	if next.Index%8 == 0 {
+	if next.Index%compareEvery == 0 {
 		b, _ := json.Marshal(next)
 		if had, ok := w.states[next.Index]; ok && had != string(b) {
 			w.violate("%s: the state after entry %d differs from another node's:\n%s\n%s", p.m.name, next.Index, b, had)
 		}
 		w.states[next.Index] = string(b)
 	}
+	w.lossy(next)
 	w.watching = slices.DeleteFunc(w.watching, func(seen func(*fsm.State) bool) bool { return seen(next) })
 	w.mu.Unlock()
 	if p.agent != nil {
@@ -260,11 +268,14 @@ func (p *process) changed(prev, next *fsm.State) {
 // control is consensus as the agent sees it.
 type control struct{ p *process }
 
-func (c control) State() *fsm.State { c.p.gate.pass(); return c.p.node.State() }
+func (c control) State() *fsm.State { c.p.gate.pass(); return c.p.agentState(c.p.node.State()) }
 
 func (c control) Submit(ctx context.Context, cmd fsm.Command) (fsm.Result, error) {
 	c.p.gate.pass()
 	defer c.p.gate.pass()
+	if r, ok := cmd.(fsm.Release); ok && c.p.m.w.lacks(ruleEpoch) {
+		return c.p.releaseAny(ctx, r)
+	}
 	return c.p.node.Submit(ctx, cmd)
 }
 
@@ -277,8 +288,9 @@ func (c control) Read(ctx context.Context) (*fsm.State, error) {
 func (c control) Keepalive(ctx context.Context, b agent.Beat) (agent.Answer, error) {
 	c.p.gate.pass()
 	defer c.p.gate.pass()
+	b = c.p.asked(b)
 	a, err := c.p.node.Keepalive(ctx, consensus.Keepalive{Node: b.Node, Instance: b.Instance, Group: b.Group, Epoch: b.Epoch, Report: b.Report})
-	return agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed, Present: a.Present}, err
+	return c.p.judged(b, agent.Answer{Held: a.Held, Lease: a.Lease, Index: a.Index, NextIn: a.NextIn, Removed: a.Removed, Present: a.Present}), err
 }
 
 func (c control) HeardLeader() time.Duration { c.p.gate.pass(); return c.p.node.Status().LastContact }
@@ -290,7 +302,12 @@ func (c control) Word(ctx context.Context, to fsm.Node, r decide.WordRequest) er
 	return c.p.client.Call(ctx, to.Peer, string(to.ID), "word", r, &struct{}{})
 }
 
-type leadership struct{ consensus.Leadership }
+type leadership struct {
+	consensus.Leadership
+	p *process
+}
+
+func (l leadership) State() *fsm.State { return l.p.conductorState(l.Leadership.State()) }
 
 func (l leadership) Term() uint64 { return l.Leadership.Term }
 

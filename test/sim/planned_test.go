@@ -38,7 +38,7 @@ func act(t *testing.T, seed uint64, sizes []int, play func(s *scene) string) {
 					why = w.violated()
 				}
 			}()
-			w.early = seed%2 == 0
+			w.early, w.plain = seed%2 == 0, true
 			if err := w.form(ctx, sizes); err != nil {
 				return err.Error()
 			}

@@ -100,6 +100,10 @@ func (n *nemesis) shrink(id fsm.GroupID) {
 	}
 	n.later(n.w.draw(6*time.Second, 20*time.Second), func() { n.w.net.SetDelay(p.pgHost, behind.pgHost, 500*time.Microsecond) })
 	n.w.note("FAULT the stream from %s to %s lags by seconds", p.name, behind.name)
+	if n.w.chance(0.5) { // the primary notices at once
+		n.killPostgres(standbys[1])
+		_ = pause(n.ctx, 10*time.Millisecond)
+	}
 	n.powerCut(standbys[1], n.w.draw(8*time.Second, 20*time.Second))
 	_ = pause(n.ctx, n.w.draw(2*time.Second, 4*time.Second))
 	n.powerCut(p, n.w.draw(8*time.Second, 20*time.Second))

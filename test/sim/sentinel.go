@@ -20,6 +20,7 @@ type sentinel struct {
 	frozen    chan struct{} // closed at the thaw; nil: runs
 	deadlines map[fsm.Epoch]lease.Stamp
 	newest    fsm.Epoch
+	renounced map[fsm.Epoch]bool
 	events    chan struct{}
 	exit      string
 }
@@ -37,7 +38,7 @@ func newSentinel(m *machine) *sentinel {
 		p.kill("left over from an earlier sentinel")
 	}
 	m.w.lastID++
-	s := &sentinel{m: m, instance: fmt.Sprintf("%s-%d", m.name, m.w.lastID), deadlines: map[fsm.Epoch]lease.Stamp{}, events: make(chan struct{}, 1)}
+	s := &sentinel{m: m, instance: fmt.Sprintf("%s-%d", m.name, m.w.lastID), deadlines: map[fsm.Epoch]lease.Stamp{}, renounced: map[fsm.Epoch]bool{}, events: make(chan struct{}, 1)}
 	m.w.background.Go(s.watch)
 	return s
 }
@@ -54,7 +55,7 @@ func (s *sentinel) left(e fsm.Epoch) time.Duration {
 
 // watch fences: softly a second before the deadline, for good at the deadline.
 func (s *sentinel) watch() {
-	soft := (*proc)(nil)
+	var soft, overdue *proc
 	for {
 		s.m.w.mu.Lock()
 		stopped := s.frozen
@@ -62,8 +63,11 @@ func (s *sentinel) watch() {
 		if p := s.m.server.proc; stopped == nil && !s.dead && p != nil && p.parent == s && !p.epoch.IsZero() {
 			left := s.left(p.epoch)
 			switch {
+			case left <= 0 && overdue != p:
+				overdue = p
+				s.m.w.background.Go(func() { s.end(p, s.m.w.draw(s.m.w.quickest, s.m.w.overshoot)) })
 			case left <= 0:
-				p.kill("fenced at the end of the lease")
+				left = time.Second
 			case left <= time.Second && soft != p:
 				soft = p
 				s.m.w.background.Go(func() { p.quit("stopped a second before the end of the lease") })
@@ -89,8 +93,24 @@ func (s *sentinel) watch() {
 	}
 }
 
+// end kills for good. From the deadline to the last effect of the last process takes a moment, less than lease.Margin.
+func (s *sentinel) end(p *proc, wait time.Duration) {
+	if pause(p.ctx, wait) != nil {
+		return
+	}
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	if p.await(p.ctx, always) == nil {
+		p.kill("fenced at the end of the lease")
+	}
+}
+
 // quit is an immediate shutdown: it takes a moment, and backends may go on until then.
 func (p *proc) quit(why string) {
+	if p.w.chance(p.w.hangs) {
+		p.w.note("%s: does not end when told to: %s", p.m.name, why)
+		return
+	}
 	if pause(p.ctx, p.w.draw(5*time.Millisecond, 300*time.Millisecond)) != nil {
 		return
 	}
@@ -240,6 +260,11 @@ func (c port) Promote(ctx context.Context, e fsm.Epoch) error {
 			return nil
 		case !p.epoch.IsZero():
 			return errors.New("it is primary under another epoch")
+		case s.renounced[e]:
+			return fmt.Errorf("epoch %s is renounced", e)
+		case c.m.w.rng.Float64() < c.m.w.unfit:
+			c.m.w.noteLocked("%s: refuses to promote under epoch %s", c.m.name, e)
+			return agent.ErrUnfit
 		case s.left(e) <= 0:
 			return fmt.Errorf("no valid deadline for epoch %s", e)
 		}
@@ -248,11 +273,20 @@ func (c port) Promote(ctx context.Context, e fsm.Epoch) error {
 	})
 }
 
-func (c port) Renounce(context.Context, fsm.Epoch) error { return errors.New("not modelled") }
+func (c port) Renounce(ctx context.Context, e fsm.Epoch) error {
+	return c.call(ctx, func(s *sentinel) error {
+		if p := c.m.server.proc; p != nil && p.epoch == e {
+			return fmt.Errorf("epoch %s is promoted already", e)
+		}
+		s.renounced[e] = true
+		return nil
+	})
+}
 
 func (c port) Adopt(context.Context, fsm.Epoch) error { return errors.New("not modelled") }
 
 func (c port) Deadline(ctx context.Context, e fsm.Epoch, until lease.Stamp) error {
+	until = c.m.w.until(until)
 	return c.call(ctx, func(s *sentinel) error {
 		old, ok := s.deadlines[e]
 		switch {

@@ -51,7 +51,7 @@ func (h hands) Configure(ctx context.Context, _ agent.Roster, c decide.Conf) err
 	if p == nil {
 		return nil
 	}
-	if err := p.query(ctx, always); err != nil {
+	if err := p.query(ctx, p.flushes); err != nil {
 		return err
 	}
 	opening := p.primary && c.Phase == decide.Open && p.conf.Phase != decide.Open
@@ -76,7 +76,7 @@ func (h hands) endReceiver(ctx context.Context, p *proc, before decide.Conf) err
 			return err
 		}
 	}
-	if p.w.rng.IntN(4) == 0 {
+	if p.w.rng.Float64() < p.w.refork {
 		wait := p.between(0, 50)
 		p.w.background.Go(func() {
 			if pause(p.ctx, wait) == nil {
@@ -104,21 +104,39 @@ func (h hands) Promise(ctx context.Context, _ agent.Roster, e fsm.Epoch) error {
 	}
 	defer h.leave()
 	s := h.s
+	if s.m.stuck {
+		return errors.New("the disk does not answer")
+	}
 	if e.Less(s.promise) {
 		return errors.New("a newer epoch is promised")
 	}
+	if s.w.lacks(rulePromise) {
+		return h.empty(ctx)
+	}
 	s.promise = e
+	if s.w.lacks(ruleCredential) {
+		e = fsm.Epoch{}
+	}
 	maps.DeleteFunc(s.credentials, func(of fsm.Epoch, _ bool) bool { return of.Less(e) })
 	p, err := h.answering(ctx)
 	if err != nil {
 		return err
 	}
-	if before := p.conf; before.Upstream != "" && before.Epoch.Less(e) {
+	if before := p.conf; before.Upstream != "" && before.Epoch.Less(s.promise) {
 		s.conf = decide.Conf{Phase: before.Phase}
 		p.set(s.conf)
 		return h.endReceiver(ctx, p, before)
 	}
 	return nil
+}
+
+// empty is a promise that binds nobody: the walreceiver ends, and another will follow as before. The mutex is held.
+func (h hands) empty(ctx context.Context) error {
+	p, err := h.answering(ctx)
+	if err != nil || p.receiver == nil {
+		return err
+	}
+	return h.endReceiver(ctx, p, p.conf)
 }
 
 func (h hands) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
@@ -206,7 +224,7 @@ func (h hands) Barrier(ctx context.Context, r agent.Roster, c decide.Conf) error
 	}
 	defer h.leave()
 	p, err := h.answering(ctx)
-	if err != nil || c.Sync.K == 0 {
+	if err != nil || c.Sync.K == 0 || p.w.lacks(ruleJointEnd) {
 		return err
 	}
 	before := map[*sender]int{}
@@ -226,7 +244,7 @@ func (h hands) Barrier(ctx context.Context, r agent.Roster, c decide.Conf) error
 		h.g.pass()
 		p.w.mu.Lock()
 		if err == nil {
-			err = p.query(ctx, always)
+			err = p.query(ctx, p.flushes)
 		}
 		if err != nil {
 			return err

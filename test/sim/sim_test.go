@@ -16,7 +16,7 @@ import (
 	"matriarch/fsm/decide"
 )
 
-// TestSeeds runs MATRIARCH_SIM_SEEDS seeds (200; with -short 20), each in a bubble of its own, or the one of MATRIARCH_SIM_SEED with its
+// TestSeeds runs MATRIARCH_SIM_SEEDS seeds (200; with -short 20) from MATRIARCH_SIM_FROM (0) on, each in a bubble of its own, or the one of MATRIARCH_SIM_SEED with its
 // whole trace.
 func TestSeeds(t *testing.T) {
 	if one := os.Getenv("MATRIARCH_SIM_SEED"); one != "" {
@@ -38,7 +38,15 @@ func TestSeeds(t *testing.T) {
 		}
 		seeds = n
 	}
-	for seed := range seeds {
+	from := 0
+	if s := os.Getenv("MATRIARCH_SIM_FROM"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from = n
+	}
+	for seed := from; seed < from+seeds; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			bubble(t, uint64(seed), false)
@@ -99,7 +107,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 		}
 	}()
 	w.liars, w.early = w.seed%5 == 4, w.seed%2 == 0
-	w.refusals = 0.05
+	w.refusals, w.hangs, w.unfit = 0.05, 0.1, 0.05
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}
@@ -157,7 +165,7 @@ func (w *World) form(ctx context.Context, groups []int) error {
 	settings.Citus = false
 	first := machines[0]
 	err := first.startAgent(&fsm.Bootstrap{
-		ClusterID: clusterID, Incarnation: 1, Settings: settings, Node: first.node(), Token: &fsm.Token{ID: "t", Uses: len(machines)},
+		ClusterID: clusterID, Incarnation: 1, Settings: settings, Node: first.node(), Token: &fsm.Token{ID: "t", Uses: len(machines) + 2},
 	})
 	if err != nil {
 		return err
@@ -174,25 +182,17 @@ func (w *World) form(ctx context.Context, groups []int) error {
 		}
 	}
 	for g := range groups {
-		if w.seed%4 != 1 { // seeds of early failover and of the lease alone are among the others
-			break
+		w.mu.Lock()
+		c := fsm.GroupSet{Group: fsm.GroupID(g), Mode: fsm.Quorum, Early: &w.early, Strict: new(false), SyncCount: new(max(w.confirm, 1)), SyncLag: new(int64(0))}
+		if !w.plain {
+			c = w.vary(c.Group)
 		}
-		sctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		res, err := first.agent.node.Submit(sctx, fsm.GroupSet{Group: fsm.GroupID(g), Failsafe: new(true)})
-		cancel()
-		if err != nil || !res.OK {
-			return fmt.Errorf("switch failsafe on: %s %w", res.Reason, err)
+		w.mu.Unlock()
+		if w.seed%4 == 1 { // seeds of early failover and of the lease alone are among the others
+			c.Failsafe = new(true)
 		}
-	}
-	for g := range groups {
-		if w.early {
-			break
-		}
-		sctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		res, err := first.agent.node.Submit(sctx, fsm.GroupSet{Group: fsm.GroupID(g), Early: new(false)})
-		cancel()
-		if err != nil || !res.OK {
-			return fmt.Errorf("switch early failover off: %s %w", res.Reason, err)
+		if err := w.set(ctx, first, c); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -241,7 +241,7 @@ func (w *World) unwell(groups int) string {
 			case m.id == st.Lease.Holder:
 			case p.receiver == nil || !p.receiver.streaming:
 				return m.name + " does not stream"
-			case !st.Sync.Target().Has(m.id):
+			case st.Mode != fsm.Off && !m.tags.NoSync && !st.Sync.Target().Has(m.id):
 				return m.name + " is not in the synchronous set"
 			}
 		}
@@ -268,7 +268,7 @@ func (w *World) writable(clients []*client) string {
 func (w *World) stop(cancel context.CancelFunc) {
 	for _, m := range w.machines {
 		w.mu.Lock()
-		m.frozen = false
+		m.frozen, m.stuck = false, false
 		if m.sentinel != nil {
 			m.sentinel.thaw()
 		}
@@ -280,6 +280,7 @@ func (w *World) stop(cancel context.CancelFunc) {
 		if a != nil {
 			a.gate.open()
 			a.slow.open()
+			a.disk.open()
 		}
 	}
 	w.net.HealAll()

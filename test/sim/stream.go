@@ -143,16 +143,27 @@ func (p *proc) release(s *sender) {
 	if !p.primary || !s.votes() {
 		return
 	}
-	var pos []int
+	var voters []*sender
 	for o := range p.senders {
 		if o.votes() {
-			pos = append(pos, o.flushed)
+			voters = append(voters, o)
 		}
 	}
-	if k := s.conf.Sync.K; k > 0 && len(pos) >= k {
-		slices.Sort(pos)
-		p.synced = max(p.synced, pos[len(pos)-k])
+	k := s.conf.Sync.K
+	if k == 0 || len(voters) < k {
+		return
 	}
+	if s.conf.Order == nil { // ANY k: the k that are furthest
+		slices.SortFunc(voters, func(a, b *sender) int { return b.flushed - a.flushed })
+	} else { // FIRST k: those connected that stand first
+		at := func(x *sender) int { return slices.Index(s.conf.Order, x.node) }
+		slices.SortFunc(voters, func(a, b *sender) int { return at(a) - at(b) })
+	}
+	least := voters[0].flushed
+	for _, o := range voters[:k] {
+		least = min(least, o.flushed)
+	}
+	p.synced = max(p.synced, least)
 }
 
 // receiver is a walreceiver, with the settings it was forked with.
@@ -250,7 +261,7 @@ func (p *proc) flush(ctx context.Context, r *receiver, b batch) error {
 	}
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	if err := p.await(ctx, always); err != nil {
+	if err := p.await(ctx, p.flushes); err != nil {
 		return err
 	}
 	d := p.s.dir

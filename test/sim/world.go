@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"matriarch/consensus/lease"
 	"matriarch/fsm"
 	"matriarch/transport"
 )
@@ -25,8 +26,17 @@ type World struct {
 
 	mu         sync.Mutex
 	early      bool // groups fail over before the end of a lease: a primary cut off may write what nobody acknowledges, and show the past
+	without    rule // the one that does not hold here
+	plain      bool // nodes without tags, groups as a cluster makes them
+	confirm    int  // of plain groups: synchronous_node_count
 	liars      bool // clocks may stand still: then nothing keeps two servers from writing, but nothing acknowledged may be lost
 	rng        *rand.Rand
+	refork     float64                      // how often a walreceiver is forked by a request made with old settings
+	brisk      bool                         // promotions take no time
+	quickest   time.Duration                // from the end of a lease to the end of the last process, at least
+	hangs      float64                      // how often PostgreSQL does not end on SIGQUIT
+	unfit      float64                      // how often a sentinel will not promote
+	overshoot  time.Duration                // at most, from the end of a lease to the end of the last process
 	refusals   float64                      // how often planned work is refused
 	watching   []func(next *fsm.State) bool // called for every new state of any node, until they answer true
 	machines   []*machine
@@ -46,6 +56,7 @@ type groupTruth struct {
 	acked   map[uint64]string // values whose commit was acknowledged, and where
 	seen    map[uint64]bool   // values that a reader saw
 	opened  int               // how often a server opened for clients
+	lossy   bool              // it has been asynchronous: then acknowledged and seen prove nothing
 
 	held   *held    // clients wait
 	asking int      // statements under way
@@ -58,6 +69,7 @@ func newWorld(ctx context.Context, seed uint64, dir string) (*World, error) {
 		seed: seed, dir: dir, ctx: ctx, net: transport.NewFakeNet(), began: time.Now(), rng: rand.New(rand.NewPCG(seed, 2)),
 		groups: map[fsm.GroupID]*groupTruth{}, frames: map[uint64]any{}, states: map[uint64]string{},
 	}
+	w.overshoot, w.refork = lease.Margin*8/10, 0.25
 	w.net.Seed(seed)
 	w.net.SetDefaultDelay(500*time.Microsecond, time.Millisecond)
 	ca, err := transport.NewCA(clusterID, time.Now())
@@ -184,6 +196,9 @@ func (w *World) judgeWriters(m *machine) {
 // judgeHistory checks that a server has everything that was acknowledged or seen. The mutex is held.
 func (w *World) judgeHistory(p *proc, when string) {
 	g := w.group(p.m.group)
+	if g.lossy {
+		return
+	}
 	have := make(map[uint64]bool, len(p.s.dir.wal))
 	for _, r := range p.s.dir.wal {
 		have[r.value] = true
