@@ -107,7 +107,7 @@ func (p *program) app() *cli.App {
 		},
 		Commands: append(leadVerbs(),
 			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(),
-			p.configVerb(), p.demoVerb(), p.versionVerb()),
+			p.configVerb(), p.demoVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,
 		OnUsageError:   wrongUsage,
