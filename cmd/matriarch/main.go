@@ -16,6 +16,7 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/admin"
 	"matriarch/internal/config"
+	"matriarch/internal/doctor"
 	"matriarch/internal/identity"
 )
 
@@ -30,7 +31,7 @@ func main() {
 
 // run is the whole program but for the process around it; it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	p := &program{in: stdin, out: stdout, err: stderr, open: openCluster, now: time.Now}
+	p := &program{in: stdin, out: stdout, err: stderr, open: openCluster, now: time.Now, gather: gatherHere}
 	return p.run(ctx, args)
 }
 
@@ -56,6 +57,7 @@ type program struct {
 	out, err io.Writer
 	open     func(config.Config) (cluster, error)
 	now      func() time.Time
+	gather   func(context.Context, doctor.Request) doctor.Facts // looks at this host
 }
 
 func (p *program) run(ctx context.Context, args []string) int {
@@ -107,7 +109,7 @@ func (p *program) app() *cli.App {
 		},
 		Commands: append(leadVerbs(),
 			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(),
-			p.configVerb(), p.demoVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb()),
+			p.configVerb(), p.demoVerb(), p.doctorVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,
 		OnUsageError:   wrongUsage,
