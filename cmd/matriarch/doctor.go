@@ -31,7 +31,7 @@ func (p *program) doctorVerb() *cli.Command {
 			if _, err := arguments(c); err != nil {
 				return err
 			}
-			found := doctor.Examine(p.gather(c.Context, p.doctorRequest(c)))
+			found := doctor.Examine(p.gather(c.Context, p.doctorRequest(c, true)))
 			v := struct {
 				Worst    doctor.Level     `json:"worst"`
 				Findings []doctor.Finding `json:"findings"`
@@ -57,8 +57,8 @@ func findPrograms(binDir string) (string, error) {
 	return t.Dir, err
 }
 
-// doctorRequest gathers what only a node of the cluster knows. A host that is none yet is examined with the defaults.
-func (p *program) doctorRequest(c *cli.Context) doctor.Request {
+// doctorRequest is what the doctor is told; a host that is no node yet is examined with the defaults. The other nodes are asked if wanted.
+func (p *program) doctorRequest(c *cli.Context, others bool) doctor.Request {
 	q := doctor.Request{ConfigFile: c.String("config"), Config: config.Default().Complete(), Find: findPrograms}
 	if free, err := config.Free(q.ConfigFile); err != nil || !free {
 		q.Configured = true
@@ -79,7 +79,7 @@ func (p *program) doctorRequest(c *cli.Context) doctor.Request {
 	for _, addr := range c.StringSlice("peer") {
 		q.Reach = append(q.Reach, doctor.Reach{Node: addr, What: "the port given", Addr: addr})
 	}
-	if q.Configured && q.ConfigErr == "" {
+	if others && q.Configured && q.ConfigErr == "" {
 		p.askCluster(c.Context, &q)
 	}
 	return q

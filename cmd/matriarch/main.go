@@ -46,6 +46,7 @@ type cluster interface {
 	Reinit(ctx context.Context, n fsm.Node, from fsm.NodeID) error
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
+	Support(ctx context.Context, n fsm.Node) (map[string]string, error)
 	Close()
 }
 
@@ -109,7 +110,7 @@ func (p *program) app() *cli.App {
 		},
 		Commands: append(leadVerbs(),
 			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(),
-			p.configVerb(), p.demoVerb(), p.doctorVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb()),
+			p.configVerb(), p.demoVerb(), p.doctorVerb(), p.supportVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,
 		OnUsageError:   wrongUsage,

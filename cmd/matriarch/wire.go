@@ -200,6 +200,7 @@ func (n *node) services() {
 		return n.probe(ctx, r)
 	})
 	transport.Register(n.rpc, "removed", n.tellRemoved)
+	transport.Register(n.rpc, admin.CallSupport, n.support)
 	admin.Register(n.rpc, source{n})
 }
 
