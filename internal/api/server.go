@@ -145,6 +145,12 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 		epoch, left = self.Epoch, self.LeaseLeft
 	}
 	m.Lease(epoch, left)
+	m.Formation(formationMetrics(st))
+	aside, weak := 0, false
+	if st.Self != nil {
+		aside, weak = len(st.Self.SetAside), st.Self.Report.Fence == "weak"
+	}
+	m.Node(aside, weak, st.Raft.LastContact)
 	m.Handler().ServeHTTP(w, r)
 }
 
