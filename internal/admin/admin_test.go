@@ -84,6 +84,10 @@ func TestTroubles(t *testing.T) {
 			change(0, func(g *fsm.Group) { g.SyncCount = 2 })(st)
 		}, "wait for 1 standby instead of 2"},
 		"strict, waiting": {change(1, func(g *fsm.Group) { g.Strict, g.SyncCount, g.Sync.Pairs[0].K = true, 2, 2 }), "strict and waiting for a standby: commits of work1-2 need any 2 of (work1-1)"},
+		"strict, standby silent": {func(st *admin.Status) {
+			change(1, func(g *fsm.Group) { g.Strict = true })(st)
+			st.Heard[admintest.Work1] = 12 * time.Second
+		}, "strict and waiting for a standby: commits of work1-2 need any 1 of (work1-1)"},
 		"strict, waiting to open": {change(1, func(g *fsm.Group) {
 			g.Strict, g.SyncCount, g.Sync.Pairs[0].K, g.Sync.Confirmed = true, 2, 2, fsm.Epoch{}
 		}), "strict and waiting for a standby: work1-2 opens once 2"},

@@ -112,7 +112,7 @@ func newGroup(st Status, g fsm.Group) Group {
 	v := Group{
 		ID: g.ID, Mode: g.Mode, Primary: nameOf(s, g.Lease.Holder), Open: g.Opened(), Epoch: g.Epoch.String(), Sync: pairText(s, g, g.Sync.Target()), Paused: g.Paused, Retired: g.Retired,
 		Degraded: g.Mode != fsm.Off && g.Opened() && g.Sync.Target().K < min(g.Confirmers(), syncable(s, g)),
-		Strict:   g.Strict, SyncCount: g.Confirmers(), SyncLag: g.SyncLag, Waiting: waiting(s, g),
+		Strict:   g.Strict, SyncCount: g.Confirmers(), SyncLag: g.SyncLag, Waiting: waiting(st, g),
 	}
 	if g.Sync.Joint() {
 		for _, p := range g.Sync.Pairs {
@@ -153,14 +153,16 @@ func nameOf(s *fsm.State, id fsm.NodeID) string {
 	return s.Name(id)
 }
 
-// waiting reports whether a strict group has fewer standbys that stream, by their last reports, than have to confirm a commit.
-func waiting(s *fsm.State, g fsm.Group) bool {
+// waiting reports whether a strict group has fewer standbys that stream than have to confirm a commit. By their last reports, which a host
+// that died has left behind: whoever is silent counts for nothing.
+func waiting(st Status, g fsm.Group) bool {
 	if !g.Holds() || !g.Held() {
 		return false
 	}
 	target, n := g.Sync.Target(), 0
 	for _, id := range target.S {
-		if r := s.Nodes[id].Report; r.State == "streaming" && r.Epoch == g.Epoch {
+		_, gone := st.Silence(id)
+		if r := st.State.Nodes[id].Report; r.State == "streaming" && r.Epoch == g.Epoch && !gone {
 			n++
 		}
 	}

@@ -21,7 +21,7 @@ func formationMetrics(st admin.Status) *obs.Formation {
 		})
 	}
 	for _, m := range f.Members {
-		s := obs.MemberState{Name: m.Name, Group: m.Group, Silent: st.Heard[m.ID], Lag: -1}
+		s := obs.MemberState{Name: m.Name, Group: m.Group, Silent: st.Heard[m.ID], Never: m.Silent && st.Heard[m.ID] == 0, Lag: -1}
 		if m.ReceiveLag != nil {
 			s.Lag = *m.ReceiveLag
 		}

@@ -1,6 +1,7 @@
 package obs
 
 import (
+	"math"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,7 @@ type MemberState struct {
 	Name   string
 	Group  fsm.GroupID
 	Silent time.Duration // since its last keepalive
+	Never  bool          // this leader has not heard of it yet
 	Lag    int64         // bytes it has not received
 }
 
@@ -74,7 +76,7 @@ var (
 	groupPaused   = leaderDesc("group_paused", "1 if the group's primary is not changed automatically, else 0.", "group")
 	groupEarly    = leaderDesc("group_early_failover", "1 if the group could fail over before the end of the lease and lose nothing, else 0.", "group")
 
-	memberSilent = leaderDesc("member_silent_seconds", "Time since the node's last keepalive.", "member", "group")
+	memberSilent = leaderDesc("member_silent_seconds", "Time since the node's last keepalive, infinite if this leader has had none.", "member", "group")
 	memberLag    = leaderDesc("member_lag_bytes", "Bytes of the log that the standby has not received, by the last reports.", "member", "group")
 )
 
@@ -111,7 +113,11 @@ func (c *formationCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, m := range f.Members {
 		id := strconv.Itoa(int(m.Group))
-		gauge(memberSilent, m.Silent.Seconds(), m.Name, id)
+		silent := m.Silent.Seconds()
+		if m.Never {
+			silent = math.Inf(1)
+		}
+		gauge(memberSilent, silent, m.Name, id)
 		if m.Lag >= 0 {
 			gauge(memberLag, float64(m.Lag), m.Name, id)
 		}

@@ -1,9 +1,14 @@
 package e2e
 
 import (
+	"archive/tar"
+	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -44,6 +49,42 @@ func TestMonitoring(t *testing.T) {
 		}
 	})
 
+	c.Run("doctor and support bundle", func(t *testing.T) {
+		r := w1.CLI("doctor")
+		for _, want := range []string{"ok    ports", "ok    reach", "ok    certificates", "ok    configuration"} {
+			if !strings.Contains(r.Out, want) {
+				t.Errorf("no %q in\n%s%s", want, r.Out, r.Err)
+			}
+		}
+		file := filepath.Join(t.TempDir(), "s.tar.gz")
+		mustRun(t, w1, "support-bundle", file)
+		files := unpack(t, file)
+		for _, name := range []string{
+			"formation/list.txt", "nodes/n2/postgresql/settings.tsv", "nodes/n1/postgresql/pg_controldata.txt", "nodes/n1/logs/postgresql.log", "nodes/w1/metrics.txt", "nodes/n2/doctor.txt", "nodes/n1/explain.txt",
+		} {
+			if files[name] == "" {
+				t.Errorf("no %s: %s", name, files["missing.txt"]+files["nodes/n1/errors.txt"])
+			}
+		}
+		for _, n := range c.Nodes {
+			secrets, err := filepath.Glob(filepath.Join(n.Dir, "secrets", "*"))
+			if err != nil || secrets == nil {
+				t.Fatalf("no secrets in %s: %v", n.Dir, err)
+			}
+			for _, s := range secrets {
+				secret, err := os.ReadFile(s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for name, text := range files {
+					if strings.Contains(text, strings.TrimSpace(string(secret))) {
+						t.Errorf("%s holds %s", name, s)
+					}
+				}
+			}
+		}
+	})
+
 	c.Run("paused", func(t *testing.T) {
 		mustRun(t, w1, "config", "set", "--group", "0", "paused=true")
 		c.Eventually("the alert's metric", func() error { return says(t, c, "matriarch_group_paused", 1) })
@@ -65,6 +106,35 @@ func TestMonitoring(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// unpack reads a support bundle.
+func unpack(t *testing.T, file string) map[string]string {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	gz, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	for tr := tar.NewReader(gz); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(tr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[strings.TrimPrefix(h.Name, "matriarch-support/")] = string(b)
+	}
 }
 
 func mustRun(t *testing.T, n *testkit.Node, args ...string) {
