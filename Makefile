@@ -24,11 +24,16 @@ OUT         ?= bench-out
 MINUTES     ?= 2
 SEED        ?= 1
 SCENARIO    ?=
+# Where packages and releases go; VERIFY=0 leaves out the second build of a release.
+DIST   ?= dist
+VERIFY ?= 1
+NFPM   := .cache/nfpm
+TREE   := .cache/trees/bookworm
 
-.PHONY: help deps build fmt lint vet test race sim check demo bench chaos gobench clean generate
+.PHONY: help deps build fmt lint vet test race sim check demo bench chaos gobench packages packages-test release clean generate
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install what is missing (PostgreSQL, tools, the Citus stand-in); asks nothing
 	@deploy/deps.sh
@@ -73,11 +78,20 @@ chaos: deps build ## break five nodes at random, in network namespaces, as root:
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...
 
+packages: $(NFPM) ## build .deb and .rpm for amd64 and arm64 into DIST
+	@deploy/packages/build.sh "$(VERSION)" $(DIST)
+
+packages-test: packages $(TREE) ## install and remove the packages in a Debian tree, as root
+	@MATRIARCH_PACKAGES=$(abspath $(DIST)) MATRIARCH_TREE=$(abspath $(TREE)) $(GOTEST) -count=1 -v -timeout 5m ./deploy/packages
+
+release: ## build what is published into DIST/release: binaries, checksums, bills of materials
+	@VERIFY=$(VERIFY) deploy/release/release.sh "$(VERSION)" $(DIST)/release
+
 generate: ## rewrite the files made from the code
 	@go generate ./...
 
 clean: ## remove what was built
-	@rm -rf bin .cache
+	@rm -rf bin dist .cache
 	@if [ -f test/citus-standin/Makefile ]; then $(MAKE) -s -C test/citus-standin clean >/dev/null 2>&1 || true; fi
 
 # Pinned in tools/go.mod and built from source, so that nothing but the Go module proxy is needed (about a minute, once).
@@ -85,3 +99,12 @@ $(LINT): tools/go.mod tools/go.sum
 	@echo "building golangci-lint (once)"
 	@cd tools && CGO_ENABLED=0 go build -buildvcs=false -ldflags '-s -w' -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	@touch $@
+
+$(NFPM): tools/nfpm/go.mod tools/nfpm/go.sum
+	@echo "building nfpm (once)"
+	@cd tools/nfpm && CGO_ENABLED=0 go build -buildvcs=false -ldflags '-s -w' -o ../../$@ github.com/goreleaser/nfpm/v2/cmd/nfpm
+	@touch $@
+
+$(TREE):
+	@echo "making a Debian tree (once)"
+	@deploy/packages/tree.sh $@

@@ -53,7 +53,9 @@ func bootstrap(c *cli.Context) error {
 	if err := member(dir); err != nil {
 		return err
 	}
-	if _, err := os.Stat(c.String("config")); err == nil {
+	if free, err := config.Free(c.String("config")); err != nil {
+		return err
+	} else if !free {
 		return fmt.Errorf("%s exists: bootstrap writes this file; move it away, or name another with --config", c.String("config"))
 	}
 	if _, err := checkHost(cfg, c.Bool("adopt")); err != nil {

@@ -38,7 +38,8 @@ type fake struct {
 	err    error
 
 	restarted []string
-	reinit    func() // what becomes of it
+	reinit    func()            // what becomes of it
+	support   map[string]string // what nodes have in their logs
 	unfit     error
 
 	citus func(to fsm.NodeID, r admin.CitusRequest) ([]admin.CitusAnswer, error)
@@ -123,6 +124,13 @@ func (f *fake) Citus(_ context.Context, to fsm.Node, r admin.CitusRequest) ([]ad
 		f.did = append(f.did, r.Do)
 	}
 	return f.citus(to.ID, r)
+}
+
+func (f *fake) Support(_ context.Context, n fsm.Node) (map[string]string, error) {
+	if text, ok := f.support[n.Name]; ok {
+		return map[string]string{"logs/journal.txt": text}, nil
+	}
+	return nil, errors.New("ask " + n.Name + " for its files: connection refused")
 }
 
 // group changes a group of the fake's state.

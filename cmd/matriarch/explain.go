@@ -70,36 +70,53 @@ func explainNode(c *cli.Context, cl cluster, st admin.Status, name string) error
 	if err != nil {
 		return fmt.Errorf("explain %s: %w", n.Name, err)
 	}
-	if own.Self == nil {
-		return fmt.Errorf("explain %s: it has decided nothing yet", n.Name)
+	e, err := nodeExplanation(n, own)
+	if err != nil {
+		return err
 	}
-	self := own.Self
-	e := explanation{Subject: n.Name, Rule: self.Rule, Name: self.Name, Reason: self.Reason, Since: self.Since, Decisions: self.Past}
 	return emit(c, e, func(w io.Writer) { renderExplanation(w, e) })
+}
+
+// nodeExplanation is what a node says of its own rule.
+func nodeExplanation(n fsm.Node, own admin.Status) (explanation, error) {
+	self := own.Self
+	if self == nil {
+		return explanation{}, fmt.Errorf("explain %s: it has decided nothing yet", n.Name)
+	}
+	return explanation{Subject: n.Name, Rule: self.Rule, Name: self.Name, Reason: self.Reason, Since: self.Since, Decisions: self.Past}, nil
 }
 
 const shownHistory = 15
 
 func explainGroup(c *cli.Context, st admin.Status) error {
-	id := fsm.GroupID(c.Int("group"))
+	e, err := groupExplanation(st, fsm.GroupID(c.Int("group")))
+	if err != nil {
+		return err
+	}
+	return emit(c, e, func(w io.Writer) { renderGroup(w, e) })
+}
+
+// groupExplanation is what the conductor does about a group.
+func groupExplanation(st admin.Status, id fsm.GroupID) (explanation, error) {
 	g, ok := st.State.Groups[id]
 	if !ok {
-		return fmt.Errorf("there is no group %d: %s", id, groupNames(admin.NewFormation(st)))
+		return explanation{}, fmt.Errorf("there is no group %d: %s", id, groupNames(admin.NewFormation(st)))
 	}
 	plan, ok := st.Plans[id]
 	if !ok {
 		plan = conductor.Decision{Rule: "-", Name: "unknown", Reason: "no Raft leader answered, and only the leader decides about groups"}
 	}
 	past := st.State.History[id]
-	e := explanation{
+	return explanation{
 		Subject: fmt.Sprintf("group %d", id), Rule: plan.Rule, Name: plan.Name, Reason: plan.Reason, History: past[max(0, len(past)-shownHistory):], Lease: &g.Lease, Sync: &g.Sync,
+	}, nil
+}
+
+func renderGroup(w io.Writer, e explanation) {
+	renderExplanation(w, e)
+	for _, h := range e.History {
+		fmt.Fprintf(w, "  %s  %-11s %s\n", h.At.Format(stamp), h.Kind, h.Text)
 	}
-	return emit(c, e, func(w io.Writer) {
-		renderExplanation(w, e)
-		for _, h := range e.History {
-			fmt.Fprintf(w, "  %s  %-11s %s\n", h.At.Format(stamp), h.Kind, h.Text)
-		}
-	})
 }
 
 const stamp = "2006-01-02 15:04:05.000"

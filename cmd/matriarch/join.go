@@ -109,7 +109,9 @@ func join(c *cli.Context) error {
 // joinedBefore lets a join be repeated: the same node renews its certificate. Another cluster's state is never overwritten.
 func joinedBefore(dir identity.Dir, token transport.Token, cfg *config.Config, c *cli.Context) (nodeID string, err error) {
 	if !dir.Exists() {
-		if _, err := os.Stat(c.String("config")); err == nil {
+		if free, err := config.Free(c.String("config")); err != nil {
+			return "", err
+		} else if !free {
 			return "", fmt.Errorf("%s exists, but the state directory %s belongs to no cluster: move the file away, or name another with --config", c.String("config"), dir)
 		}
 		return "", nil

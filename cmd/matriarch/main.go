@@ -16,6 +16,7 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/admin"
 	"matriarch/internal/config"
+	"matriarch/internal/doctor"
 	"matriarch/internal/identity"
 )
 
@@ -30,7 +31,7 @@ func main() {
 
 // run is the whole program but for the process around it; it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	p := &program{in: stdin, out: stdout, err: stderr, open: openCluster, now: time.Now}
+	p := &program{in: stdin, out: stdout, err: stderr, open: openCluster, now: time.Now, gather: gatherHere}
 	return p.run(ctx, args)
 }
 
@@ -46,6 +47,7 @@ type cluster interface {
 	TransferLeader(ctx context.Context, leader fsm.Node, to fsm.NodeID) (fsm.NodeID, error)
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
+	Support(ctx context.Context, n fsm.Node) (map[string]string, error)
 	Snapshot(ctx context.Context) ([]byte, error)
 	Close()
 }
@@ -58,6 +60,7 @@ type program struct {
 	out, err io.Writer
 	open     func(config.Config) (cluster, error)
 	now      func() time.Time
+	gather   func(context.Context, doctor.Request) doctor.Facts // looks at this host
 }
 
 func (p *program) run(ctx context.Context, args []string) int {
@@ -110,7 +113,7 @@ func (p *program) app() *cli.App {
 		Commands: append(leadVerbs(),
 			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.transferVerb(),
 			p.citusVerb(), p.slotsVerb(),
-			p.configVerb(), p.demoVerb(), p.versionVerb(), p.upgradeVerb(), p.snapshotVerb()),
+			p.configVerb(), p.demoVerb(), p.doctorVerb(), p.supportVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb(), p.upgradeVerb(), p.snapshotVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,
 		OnUsageError:   wrongUsage,

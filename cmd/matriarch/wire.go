@@ -119,6 +119,7 @@ func (n *node) network() error {
 	if err != nil {
 		return err
 	}
+	n.metrics.Certificate(tls.Expires)
 	netw := transport.TCP{Source: sourceIP(n.cfg.Listen)}
 	n.mux, err = transport.Listen(netw, n.cfg.Listen, transport.ServerConfig{Identity: tls, Log: n.log, Allow: n.allow})
 	if err != nil {
@@ -201,6 +202,7 @@ func (n *node) services() {
 	})
 	transport.Register(n.rpc, callWord, n.giveWord)
 	transport.Register(n.rpc, "removed", n.tellRemoved)
+	transport.Register(n.rpc, admin.CallSupport, n.support)
 	admin.Register(n.rpc, source{n})
 }
 

@@ -327,3 +327,26 @@ func TestServeAndClose(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestMetricsOfTheFormation(t *testing.T) {
+	leader := with(admintest.Coord1, func(st *admin.Status) {
+		st.Heard[admintest.Coord3] = 12 * time.Second
+		delete(st.Heard, admintest.Work1)
+		st.Metadata.Synced = false
+		group(st, 1, func(g *fsm.Group) { g.Paused, g.Lease.Holder = true, "" })
+	})
+	text := get(t, leader, http.MethodGet, "/metrics").Body.String()
+	for _, want := range []string{
+		`matriarch_group_primary{group="0",name="coord-1",scope="scope"} 1`, `matriarch_group_primary{group="1",name="coord-1",scope="scope"} 0`,
+		`matriarch_group_paused{group="1",name="coord-1",scope="scope"} 1`, `matriarch_member_silent_seconds{group="0",member="coord-3",name="coord-1",scope="scope"} 12`,
+		`matriarch_member_silent_seconds{group="1",member="work1-1",name="coord-1",scope="scope"} +Inf`,
+		`matriarch_member_lag_bytes{group="0",member="coord-2"`, `matriarch_citus_metadata_right{name="coord-1",scope="scope"} 0`, `matriarch_formation_healthy{name="coord-1",scope="scope"} 0`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+	if text := get(t, admintest.Status(admintest.Coord2), http.MethodGet, "/metrics").Body.String(); strings.Contains(text, "matriarch_group_") {
+		t.Error("a node that does not lead speaks for the groups")
+	}
+}

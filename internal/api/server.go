@@ -150,6 +150,12 @@ func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
 	}
 	m.Lease(epoch, left)
 	m.Failsafe(failsafeActive(st))
+	m.Formation(formationMetrics(st))
+	aside, weak := 0, false
+	if st.Self != nil {
+		aside, weak = len(st.Self.SetAside), st.Self.Report.Fence == "weak"
+	}
+	m.Node(aside, weak, st.Raft.LastContact)
 	m.Handler().ServeHTTP(w, r)
 }
 

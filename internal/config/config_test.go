@@ -285,3 +285,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestFree(t *testing.T) {
+	dir := t.TempDir()
+	for name, c := range map[string]struct {
+		text string
+		want bool
+	}{"empty": {"", true}, "remarks only": {"# one\n\n# two\n", true}, "a setting": {"# one\nlisten: 10.0.0.1:7400\n", false}, "broken": {"{", false}, "null": {"---\n", false}} {
+		file := filepath.Join(dir, "f.yml")
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Free(file); err != nil || got != c.want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	if got, err := Free(filepath.Join(dir, "absent.yml")); err != nil || !got {
+		t.Errorf("absent: %v, %v", got, err)
+	}
+}

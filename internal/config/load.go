@@ -42,6 +42,19 @@ func Load(path string) (Config, error) {
 	return c, errors.Join(errs...)
 }
 
+// Free reports whether bootstrap or join may write this file: it is not there, or holds no setting, as the one that packages install.
+func Free(path string) (bool, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read configuration: %w", err)
+	}
+	var doc yaml.Node
+	return errors.Is(yaml.NewDecoder(bytes.NewReader(data)).Decode(&doc), io.EOF), nil
+}
+
 // Parse reads YAML over the defaults, without completing or validating it. name stands for the file in errors.
 func Parse(data []byte, name string) (Config, error) {
 	c, _, err := parse(data, name)

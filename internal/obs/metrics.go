@@ -15,15 +15,21 @@ import (
 
 // Metrics is a node's registry. Every series carries the labels scope (the cluster's name) and name (the node's), as Patroni's do.
 type Metrics struct {
-	registry *prometheus.Registry
-	patroni  patroniCollector
-	proxy    proxyCollector
-	slots    slotCollector
+	registry  *prometheus.Registry
+	labelled  prometheus.Registerer // adds scope and name
+	patroni   patroniCollector
+	proxy     proxyCollector
+	slots     slotCollector
+	formation formationCollector
 
 	raftLeader  prometheus.Gauge
 	raftTerm    prometheus.Gauge
 	raftApplied prometheus.Gauge
 	elections   prometheus.Counter
+
+	setAside      prometheus.Gauge
+	weakFence     prometheus.Gauge
+	leaderContact prometheus.Gauge
 
 	leaseRemaining   prometheus.Gauge
 	leaseIncarnation prometheus.Gauge
@@ -44,6 +50,7 @@ var tickBuckets = []float64{.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5}
 func NewMetrics(scope, name, version string) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry()}
 	reg := prometheus.WrapRegistererWith(prometheus.Labels{"scope": scope, "name": name}, m.registry)
+	m.labelled = reg
 
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
@@ -62,9 +69,12 @@ func NewMetrics(scope, name, version string) *Metrics {
 	m.leaseIncarnation = gauge("matriarch_lease_incarnation", "First half of the epoch of the lease this node holds, 0 if it holds none.")
 	m.failsafe = gauge("matriarch_failsafe_active", "1 while the primary here is up without a Raft majority, on the words of its group's members.")
 	m.leaseEpoch = gauge("matriarch_lease_epoch", "Second half of the epoch of the lease this node holds, 0 if it holds none.")
+	m.setAside = gauge("matriarch_set_aside", "Former data directories that this node keeps aside.")
+	m.weakFence = gauge("matriarch_fence_weak", "1 while an adopted server has not been restarted under the sentinel, else 0.")
+	m.leaderContact = gauge("matriarch_raft_leader_contact_seconds", "Time since this node heard of the leader of the control plane, 0 on the leader.")
 	m.decisions = vec("matriarch_rule_decisions_total", "Decisions taken by each rule.", "rule")
 	m.events = vec("matriarch_events_total", "Events of each kind.", "kind")
-	m.failovers = vec("matriarch_failovers_total", "Unplanned changes of a group's primary that this node conducted.", "group")
+	m.failovers = vec("matriarch_failovers_total", "Times that a primary of the group opened for clients under a new epoch, as this node saw it.", "group")
 
 	m.elections = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "matriarch_elections_total", Help: "Times this node became the leader of the control plane.",
@@ -77,7 +87,7 @@ func NewMetrics(scope, name, version string) *Metrics {
 		Name: "matriarch_build_info", Help: "Always 1; the version is the label.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	reg.MustRegister(m.elections, m.tick, m.sick, build, &m.patroni, &m.proxy, &m.slots,
+	reg.MustRegister(m.elections, m.tick, m.sick, build, &m.patroni, &m.proxy, &m.slots, &m.formation,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -128,7 +138,7 @@ func (m *Metrics) Failsafe(active bool) {
 // Tick records how long one tick took from proposal to commit.
 func (m *Metrics) Tick(d time.Duration) { m.tick.Observe(d.Seconds()) }
 
-// Failover counts an unplanned change of the group's primary.
+// Failover counts that a primary of the group opened under a new epoch.
 func (m *Metrics) Failover(group fsm.GroupID) {
 	m.failovers.WithLabelValues(strconv.Itoa(int(group))).Inc()
 }

@@ -22,7 +22,7 @@ func sickSettings(t *testing.T, c *testkit.Cluster, settings ...string) {
 }
 
 // says waits until list, asked on one node, has the words.
-func says(c *testkit.Cluster, on *testkit.Node, words string) {
+func listSays(c *testkit.Cluster, on *testkit.Node, words string) {
 	c.T.Helper()
 	c.Eventually("list says "+words, func() error {
 		if r := on.CLI("list"); !strings.Contains(r.Out, words) {
@@ -86,7 +86,7 @@ func TestSickPostmaster(t *testing.T) {
 		epoch := c.GroupState(0).Epoch
 		second.Freeze(testkit.Postmaster)
 		waitSick(c, second, "stopped")
-		says(c, old, "it stays primary: the group was taken from a sick primary")
+		listSays(c, old, "it stays primary: the group was taken from a sick primary")
 		if r := second.CLI("status", second.Name); !strings.Contains(r.Out, "SIGCONT lets it go on") {
 			t.Errorf("status says:\n%s%s", r.Out, r.Err)
 		}
@@ -102,7 +102,7 @@ func TestSickPostmaster(t *testing.T) {
 		sickSettings(t, c, "--group", "0", "failover_on_sick=false")
 		sickSettings(t, c, "sick_cooldown=10s", "sick_after=2s")
 		second.Freeze(testkit.Postmaster)
-		says(c, old, "it stays primary: failover_on_sick is off")
+		listSays(c, old, "it stays primary: failover_on_sick is off")
 		second.Thaw(testkit.Postmaster)
 		waitSick(c, second, "")
 		if taken(c) != 1 {
@@ -203,7 +203,7 @@ func TestSickDisk(t *testing.T) {
 			gap, _ := w.Gap(at)
 			within(t, "the gap after: "+name, gap, limit+slack)
 			waitSick(c, sick, reason)
-			says(c, other, sick.Name+" is sick: "+words)
+			listSays(c, other, sick.Name+" is sick: "+words)
 			epoch := c.GroupState(0).Epoch
 			cure()
 			waitSick(c, sick, "")
