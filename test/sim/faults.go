@@ -46,14 +46,23 @@ func (n *nemesis) run(long time.Duration) {
 	ctx, cancel := context.WithTimeout(n.ctx, long)
 	defer cancel()
 	n.ctx = ctx
+	n.refuse(0.05)
 	for pause(ctx, n.w.draw(200*time.Millisecond, 5*time.Second)) == nil && n.w.violated() == "" {
 		n.one()
 	}
 	<-ctx.Done()
 	n.pending.Wait()
+	n.refuse(0)
 	n.w.net.HealAll()
 	n.w.net.SetDefaultDelay(500*time.Microsecond, time.Millisecond)
 	n.w.note("all faults mended")
+}
+
+// refuse sets how often sentinels refuse to promote: each time costs half a minute, where there is nobody else.
+func (n *nemesis) refuse(often float64) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.unfit = often
 }
 
 func (n *nemesis) any() *machine {
