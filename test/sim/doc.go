@@ -6,6 +6,8 @@
 // a history that is not its own, and that fsm.Invariant holds on every node after every entry. At the end all faults are healed and
 // the cluster must converge.
 //
+// A World can live without one of the rules that keep writes (rules.go); then something must break.
+//
 // A seed fixes faults and their times. Raft's own timers and the order of goroutines are not under its control, so a failure that
 // hangs on those may need several runs of its seed.
 //

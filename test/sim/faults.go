@@ -46,14 +46,23 @@ func (n *nemesis) run(long time.Duration) {
 	ctx, cancel := context.WithTimeout(n.ctx, long)
 	defer cancel()
 	n.ctx = ctx
+	n.refuse(0.05)
 	for pause(ctx, n.w.draw(200*time.Millisecond, 5*time.Second)) == nil && n.w.violated() == "" {
 		n.one()
 	}
 	<-ctx.Done()
 	n.pending.Wait()
+	n.refuse(0)
 	n.w.net.HealAll()
 	n.w.net.SetDefaultDelay(500*time.Microsecond, time.Millisecond)
 	n.w.note("all faults mended")
+}
+
+// refuse sets how often sentinels refuse to promote: each time costs half a minute, where there is nobody else.
+func (n *nemesis) refuse(often float64) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.unfit = often
 }
 
 func (n *nemesis) any() *machine {
@@ -354,34 +363,6 @@ func (n *nemesis) slowLog(m *machine) {
 	}
 	p.slow.shut()
 	n.later(n.w.draw(200*time.Millisecond, 3*time.Second), func() { p.slow.open(); n.free(m) })
-}
-
-// hungLog keeps one node's Raft log from being written.
-func (n *nemesis) hungLog(m *machine) {
-	p := m.agent
-	if p == nil || !n.take(m, "the disk of its Raft log hangs") {
-		return
-	}
-	p.disk.shut()
-	n.later(n.w.draw(200*time.Millisecond, 6*time.Second), func() { p.disk.open(); n.free(m) })
-}
-
-// hungDisk keeps PostgreSQL's log from being flushed.
-func (n *nemesis) hungDisk(m *machine) {
-	if !n.take(m, "the disk of PostgreSQL's log hangs") {
-		return
-	}
-	n.stick(m, true)
-	n.later(n.w.draw(200*time.Millisecond, 9*time.Second), func() { n.stick(m, false); n.free(m) })
-}
-
-func (n *nemesis) stick(m *machine, on bool) {
-	n.w.mu.Lock()
-	defer n.w.mu.Unlock()
-	m.stuck = on
-	if p := m.server.proc; p != nil {
-		p.cond.Broadcast()
-	}
 }
 
 func (n *nemesis) slowLink(a, b *machine) {

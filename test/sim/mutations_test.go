@@ -45,6 +45,9 @@ func two(w *World) { w.confirm = 2 }
 
 // TestMutations: without any one rule something breaks that holds with it, on the same schedule.
 func TestMutations(t *testing.T) {
+	if testing.Short() {
+		t.Skip("as long as fifty seeds: without -short")
+	}
 	for _, m := range mutations {
 		t.Run(string(m.rule), func(t *testing.T) {
 			t.Parallel()

@@ -107,7 +107,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 		}
 	}()
 	w.liars, w.early = w.seed%5 == 4, w.seed%2 == 0
-	w.refusals, w.hangs, w.unfit = 0.05, 0.1, 0.05
+	w.refusals, w.hangs = 0.05, 0.1
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}

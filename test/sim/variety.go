@@ -28,9 +28,8 @@ func (w *World) vary(id fsm.GroupID) fsm.GroupSet {
 			able++
 		}
 	}
-	able = max(able-1, 1)
-	*c.SyncCount = 1 + w.rng.IntN(able)
-	*c.Strict = w.rng.IntN(3) == 0
+	*c.SyncCount = 1 + w.rng.IntN(max(able-1, 1))
+	*c.Strict = w.rng.IntN(3) == 0 && able > 1 // where nobody can confirm it would wait for ever
 	if w.rng.IntN(3) == 0 {
 		*c.SyncLag = int64(lsnStep * (10 + w.rng.IntN(60)))
 	}
