@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"sort"
@@ -47,7 +48,25 @@ type Settings struct {
 	CitusPause        string        `json:"citus_pause,omitempty"`         // full, group or off: what waits during a switchover
 	PauseLockTimeout  time.Duration `json:"pause_lock_timeout,omitempty"`  // how long a switchover tries to get clients to wait
 	CitusPoolPort     int           `json:"citus_pool_port,omitempty"`     // the port of a connection pool beside every PostgreSQL, for Citus' own links; 0: none
+
+	PostgresTLS LinkSecurity `json:"postgresql_tls,omitempty"` // how the nodes' PostgreSQL prove themselves to each other
 }
+
+// LinkSecurity is how the nodes' PostgreSQL prove themselves to each other. The empty string is LinksOff.
+type LinkSecurity string
+
+// The steps from passwords to certificates. Only neighbours understand each other while some nodes are a step ahead.
+const (
+	LinksOff  LinkSecurity = "off"  // passwords
+	LinksBoth LinkSecurity = "both" // links use certificates, servers accept passwords as well
+	LinksOn   LinkSecurity = "on"   // certificates only
+)
+
+// Or is the step itself, LinksOff for none.
+func (l LinkSecurity) Or() LinkSecurity { return cmp.Or(l, LinksOff) }
+
+// Known reports whether l is one of the steps.
+func (l LinkSecurity) Known() bool { return l == "" || l == LinksOff || l == LinksBoth || l == LinksOn }
 
 // DefaultSettings are those of a new cluster.
 func DefaultSettings() Settings {
@@ -55,7 +74,7 @@ func DefaultSettings() Settings {
 		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
 		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
 		MaximumClockSkew: 30 * time.Second,
-		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second,
+		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second, PostgresTLS: LinksOn,
 	}
 }
 

@@ -78,7 +78,7 @@ func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp
 }
 
 func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
-	pass, done, err := m.toolPass()
+	pass, done, err := m.toolPass(up)
 	if err != nil {
 		return err
 	}
@@ -90,7 +90,7 @@ func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
 	_, err = m.run(ctx, tool{
 		name: "pg_rewind",
 		args: []string{"--target-pgdata=" + m.cfg.DataDir, "--source-server=" + ci.String(), "--no-ensure-shutdown"},
-		env:  append(m.sslEnv(), pass),
+		env:  append(m.linkEnv(up, m.cfg.tls().Superuser), pass...),
 	})
 	return err
 }

@@ -19,15 +19,28 @@ import (
 	"matriarch/pgmanager/pgconf"
 )
 
-// EnsureRoles gives the superuser and the replication role their attributes and passwords. PostgreSQL sees a SCRAM
-// verifier only, so its log cannot show a password. Passwords have to be ASCII.
+// EnsureRoles gives the superuser and the replication role their attributes and passwords, and makes the role of Citus' links.
+// PostgreSQL sees a SCRAM verifier only, so its log cannot show a password. Passwords have to be ASCII.
 func (m *Manager) EnsureRoles(ctx context.Context) error {
 	return m.withConn(ctx, "ensure roles", func(c *pgx.Conn) error {
 		if err := ensureRole(ctx, c, m.cfg.Superuser, "SUPERUSER LOGIN", m.cfg.SuperuserPassword); err != nil {
 			return err
 		}
-		return ensureRole(ctx, c, m.cfg.ReplicationUser, "LOGIN REPLICATION", m.cfg.ReplicationPassword)
+		if err := ensureRole(ctx, c, m.cfg.ReplicationUser, "LOGIN REPLICATION", m.cfg.ReplicationPassword); err != nil || !m.cfg.Citus {
+			return err
+		}
+		return ensureLinkRole(ctx, c)
 	})
+}
+
+// ensureLinkRole makes a role without login and rights, of this server only: every group gets its own in the same way.
+func ensureLinkRole(ctx context.Context, c *pgx.Conn) error {
+	var there bool
+	if err := c.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", pgconf.LinkRole).Scan(&there); err != nil || there {
+		return err
+	}
+	_, err := c.Exec(ctx, "CREATE ROLE "+pgconf.LinkRole+" NOLOGIN")
+	return err
 }
 
 func ensureRole(ctx context.Context, c *pgx.Conn, name, attributes, password string) error {

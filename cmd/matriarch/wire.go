@@ -23,6 +23,7 @@ import (
 	"matriarch/internal/admin"
 	"matriarch/internal/agent"
 	"matriarch/internal/api"
+	"matriarch/internal/certificates"
 	"matriarch/internal/conductor"
 	"matriarch/internal/config"
 	"matriarch/internal/identity"
@@ -41,6 +42,7 @@ type node struct {
 	id  identity.Identity
 	log *slog.Logger
 
+	tls       *transport.NodeTLS
 	mux       *transport.Mux
 	rpc       *transport.RPCServer
 	client    *transport.Client
@@ -58,6 +60,8 @@ type node struct {
 	events    *obs.Events
 	proxy     *proxy.Proxy // nil without one
 	roles     *roles       // nil without a proxy
+
+	certs *certificates.Keeper
 
 	changed chan struct{}                        // the nodes of the state moved: peers.json is written anew
 	leading atomic.Pointer[consensus.Leadership] // while this node leads
@@ -87,6 +91,9 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 		return n, err
 	}
 	if err := errors.Join(n.openAPI(), n.network()); err != nil {
+		return n, err
+	}
+	if err := n.certificates(ctx, pgcfg); err != nil {
 		return n, err
 	}
 	if err := n.openProxy(); err != nil {
@@ -119,6 +126,7 @@ func (n *node) network() error {
 	if err != nil {
 		return err
 	}
+	n.tls = tls
 	netw := transport.TCP{Source: sourceIP(n.cfg.Listen)}
 	n.mux, err = transport.Listen(netw, n.cfg.Listen, transport.ServerConfig{Identity: tls, Log: n.log, Allow: n.allow})
 	if err != nil {
@@ -178,7 +186,7 @@ func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.log)
+	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.linkSecurity, n.log)
 	n.agent = agent.New(agent.Config{
 		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: n.postgres, Sentinel: n.sentinel, Clock: clock,
 		Hooks: instance.NewHooks(ctx, n.cfg.Hooks, n.pg, n.log), Log: n.log, Decided: n.nodeDecided,
@@ -213,6 +221,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.learnRemoval(ctx) })
 	g.Go(func() error { return n.rebalanceAsked(ctx) })
 	g.Go(func() error { return n.settle(ctx) })
+	g.Go(func() error { return n.certs.Run(ctx) })
 	if n.proxy != nil {
 		g.Go(func() error { return n.roles.run(ctx) })
 		g.Go(func() error { return n.proxy.Run(ctx) })

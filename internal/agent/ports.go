@@ -45,6 +45,8 @@ type Roster struct {
 	Nodes     []fsm.Node // of the whole cluster, whose managers and Citus nodes may connect
 	Databases []string
 	Citus     bool
+	Security  fsm.LinkSecurity // how links prove themselves
+	Pooled    bool             // Citus' links lead to connection pools
 }
 
 // Observation is what PostgreSQL says of itself.

@@ -65,6 +65,7 @@ func (c Config) problems() problems {
 	ps.paths(c)
 	ps.postgresql(c.PostgreSQL)
 	ps.proxy(c.Proxy)
+	ps.certificates(c.Certificates)
 	ps.hooks(c)
 	walk(reflect.ValueOf(c), "", func(f field, v reflect.Value) {
 		if len(f.values) > 0 && !slices.Contains(f.values, v.String()) {
@@ -72,6 +73,28 @@ func (c Config) problems() problems {
 		}
 	})
 	return ps
+}
+
+// shortestCertificate leaves a node time to renew, and the others' clocks to differ.
+const shortestCertificate = 10 * time.Second
+
+func (ps *problems) certificates(c Certificates) {
+	if c.Lifetime < shortestCertificate {
+		ps.add("certificates.lifetime", "%s must be %s or longer; 8760h is a year", c.Lifetime, shortestCertificate)
+	}
+	for i, n := range c.Names {
+		if !validHost(n) {
+			ps.add(fmt.Sprintf("certificates.names[%d]", i), "%q is neither an IP address nor a host name", n)
+		}
+	}
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		ps.add("certificates.cert_file", "goes with key_file: set both or none")
+	}
+	for _, f := range []struct{ path, value string }{{"cert_file", c.CertFile}, {"key_file", c.KeyFile}, {"ca_file", c.CAFile}} {
+		if f.value != "" && !filepath.IsAbs(f.value) {
+			ps.add("certificates."+f.path, "%q must be an absolute path", f.value)
+		}
+	}
 }
 
 func (ps *problems) node(n Node) {
