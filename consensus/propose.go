@@ -34,6 +34,9 @@ const (
 // Submit proposes a command, from any node, and answers what became of it. Until ctx ends it repeats the proposal under one
 // request id, so that it is carried out at most once. Errors: ErrNoLeader, ErrUnknownOutcome, or a request that is not allowed.
 func (n *Node) Submit(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	if res := n.State().Gated(c); !res.OK {
+		return res, nil
+	}
 	data, err := fsm.Encode(c, rand.Text(), time.Now())
 	if err != nil {
 		return fsm.Result{}, err

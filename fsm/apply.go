@@ -153,7 +153,7 @@ func (e entry) bootstrap(c Bootstrap) Result {
 	if e.Cluster.ID != "" {
 		return refuse("cluster %s is bootstrapped already", e.Cluster.ID)
 	}
-	e.Cluster = Cluster{ID: c.ClusterID, Incarnation: c.Incarnation, Gate: Protocol, Settings: c.Settings}
+	e.Cluster = Cluster{ID: c.ClusterID, Incarnation: c.Incarnation, Gate: Needs(c), Settings: c.Settings}
 	if c.Token != nil {
 		e.Tokens[c.Token.ID] = *c.Token
 	}

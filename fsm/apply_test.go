@@ -200,7 +200,7 @@ func TestApplyEffects(t *testing.T) {
 		get  func(*State) any
 		want any
 	}{
-		{"bootstrap makes node, group and token", []Command{boot}, func(s *State) any { return []any{s.NodeIDs(), s.GroupIDs(), s.Tokens["t"].Uses, s.Cluster.Gate} }, []any{[]NodeID{"a"}, []GroupID{0}, 3, Protocol}},
+		{"bootstrap makes node, group and token", []Command{boot}, func(s *State) any { return []any{s.NodeIDs(), s.GroupIDs(), s.Tokens["t"].Uses, s.Cluster.Gate} }, []any{[]NodeID{"a"}, []GroupID{0}, 3, tlsVersion}},
 		{"a join costs a use", members, func(s *State) any { return s.Tokens["t"].Uses }, 0},
 		{"a repeated join costs none", seq(members[:2], Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 2},
 		{"a known node may join by a used-up token", seq(members, Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 0},

@@ -6,11 +6,8 @@ import (
 	"io"
 )
 
-// snapshotFormat is the version written; snapshotReader is the oldest binary's Protocol that may read it.
-const (
-	snapshotFormat = 1
-	snapshotReader = 1
-)
+// snapshotFormat is the version written. Which binaries may read it depends on what is in it.
+const snapshotFormat = 1
 
 type snapshotFile struct {
 	Format    int    `json:"format"`
@@ -20,7 +17,7 @@ type snapshotFile struct {
 
 // WriteSnapshot writes the whole state.
 func WriteSnapshot(w io.Writer, s *State) error {
-	if err := json.NewEncoder(w).Encode(snapshotFile{snapshotFormat, snapshotReader, s}); err != nil {
+	if err := json.NewEncoder(w).Encode(snapshotFile{snapshotFormat, s.Cluster.Settings.needs(), s}); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
 	return nil
