@@ -115,7 +115,7 @@ func (c *CA) SignCSR(csrPEM []byte, nodeID, name string, ips []net.IP, now time.
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: newSerial(),
+		SerialNumber: nodeSerial(nodeID),
 		Subject:      pkix.Name{CommonName: name},
 		URIs:         []*url.URL{nodeURI(c.clusterID, nodeID)},
 		DNSNames:     []string{name, nodeID},

@@ -35,7 +35,7 @@ func (c *CA) IssuePostgres(p PostgresCert, now time.Time) (certPEM, keyPEM []byt
 		return nil, nil, fmt.Errorf("make a key for PostgreSQL: %w", err)
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: postgresSerial(p.NodeID),
+		SerialNumber: nodeSerial(p.NodeID),
 		Subject:      pkix.Name{CommonName: p.Role},
 		URIs:         []*url.URL{{Scheme: "matriarch", Host: c.clusterID, Path: "/postgres/" + p.NodeID}},
 		NotBefore:    now.Add(-backdate),
@@ -61,10 +61,10 @@ func (c *CA) IssuePostgres(p PostgresCert, now time.Time) (certPEM, keyPEM []byt
 	return encodePEM(pemCert, der), keyPEM, err
 }
 
-// postgresSerial names the node. All its certificates for PostgreSQL share it, so that whoever has the CA's key can revoke them
-// without a register of what was ever issued.
-func postgresSerial(nodeID string) *big.Int {
-	sum := sha256.Sum256([]byte("matriarch postgresql " + nodeID))
+// nodeSerial names the node. All its certificates share it, so that whoever has the CA's key can revoke them without a register of what
+// was ever issued.
+func nodeSerial(nodeID string) *big.Int {
+	sum := sha256.Sum256([]byte("matriarch node " + nodeID))
 	sum[0] = sum[0]&0x7f | 0x40 // positive, and of one length
 	return new(big.Int).SetBytes(sum[:16])
 }
@@ -87,7 +87,7 @@ func (c *CA) end(now time.Time) time.Time {
 func (c *CA) RevokePostgres(nodeIDs []string, now time.Time) ([]byte, error) {
 	list := &x509.RevocationList{Number: big.NewInt(now.UnixMilli()), ThisUpdate: now.Add(-backdate), NextUpdate: c.cert.NotAfter}
 	for _, id := range nodeIDs {
-		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: postgresSerial(id), RevocationTime: now})
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: nodeSerial(id), RevocationTime: now})
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, list, c.cert, c.key)
 	if err != nil {
@@ -102,7 +102,7 @@ const pemCRL = "X509 CRL"
 func RevokedAre(crlPEM []byte, nodeIDs []string, cas ...*CA) bool {
 	want := make([]string, 0, len(nodeIDs))
 	for _, id := range nodeIDs {
-		want = append(want, postgresSerial(id).String())
+		want = append(want, nodeSerial(id).String())
 	}
 	slices.Sort(want)
 	for _, ca := range cas {

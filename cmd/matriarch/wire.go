@@ -135,6 +135,7 @@ func (n *node) network() error {
 	dialer := &transport.Dialer{Network: netw, Identity: tls}
 	n.client = transport.NewClient(dialer)
 	n.rpc = transport.NewRPCServer(n.log)
+	n.rpc.Guard(n.mayCall)
 	n.join = transport.NewJoinServer(n.log, n.admit)
 	n.consensus, err = consensus.Open(consensus.Config{
 		ID: n.id.NodeID, Name: n.id.Name, Advertise: n.cfg.Advertise, Dir: n.cfg.RaftDir, Seeds: n.seeds(),
@@ -207,7 +208,7 @@ func (n *node) services() {
 	transport.Register(n.rpc, callProbe, func(ctx context.Context, _ transport.Peer, r probeRequest) (decide.Probe, error) {
 		return n.probe(ctx, r)
 	})
-	transport.Register(n.rpc, "removed", n.tellRemoved)
+	transport.Register(n.rpc, callRemoved, n.tellRemoved)
 	admin.Register(n.rpc, source{n})
 }
 
@@ -339,9 +340,24 @@ func clock() lease.Stamp {
 	return lease.Stamp{Raw: s.Raw, Boot: s.Boot}
 }
 
-// allow keeps removed nodes out of Raft and gossip. Calls stay open to them: that is how they learn it.
+// allow keeps removed nodes out of Raft and gossip. Connections for calls stay open to them, for the one by which they learn it.
 func (n *node) allow(k transport.Kind, p transport.Peer) error {
-	if n.consensus == nil || (k != transport.KindRaft && k != transport.KindGossip) {
+	if k != transport.KindRaft && k != transport.KindGossip {
+		return nil
+	}
+	return n.stays(p)
+}
+
+// mayCall leaves one call to removed nodes.
+func (n *node) mayCall(from transport.Peer, call string) error {
+	if call == callRemoved {
+		return nil
+	}
+	return n.stays(from)
+}
+
+func (n *node) stays(p transport.Peer) error {
+	if n.consensus == nil {
 		return nil
 	}
 	if _, gone := n.consensus.State().Removed[fsm.NodeID(p.NodeID)]; gone {
