@@ -116,7 +116,15 @@ func (n *node) openAPI() (err error) {
 	if err != nil {
 		return portInUse(err, "api.listen", n.cfg.API.Listen)
 	}
-	n.api = api.New(api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log})
+	access, err := apiAccess(n.cfg.API)
+	if err != nil {
+		return err
+	}
+	cfg := api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log, Access: access, Writer: source{n}}
+	if n.cfg.API.TLS == "on" {
+		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server)
+	}
+	n.api = api.New(cfg)
 	return nil
 }
 

@@ -51,6 +51,18 @@ type Tags struct {
 type API struct {
 	Listen    string `yaml:"listen" help:"Address and port of the HTTP API and the health checks."`
 	Advertise string `yaml:"advertise,omitempty" derived:"host of advertise, port of api.listen" help:"Address and port under which others reach the API."`
+
+	Reads        string   `yaml:"reads" values:"open closed" help:"closed: everything but the status of health checks needs a credential."`
+	Writes       string   `yaml:"writes" values:"off on" help:"on: whoever shows a credential may POST /switchover, /failover, /restart and /reinitialize, DELETE /switchover and PATCH /config. Needs tls."`
+	Allow        []string `yaml:"allow,omitempty" help:"Addresses and networks of the clients that are answered; empty: all."`
+	RateLimit    int      `yaml:"rate_limit" help:"Requests a second that one address may make, and twice that at once; 0: no limit."`
+	TLS          string   `yaml:"tls" values:"off on" help:"on: HTTPS, with cert_file, or with this node's own server certificate, which the cluster's CA signs."`
+	CertFile     string   `yaml:"cert_file,omitempty" help:"Certificate of your own for HTTPS, with its chain. Read again when it changes."`
+	KeyFile      string   `yaml:"key_file,omitempty" help:"Key of cert_file."`
+	ClientCAFile string   `yaml:"client_ca_file,omitempty" help:"CA whose client certificates are a credential. Read again when it changes."`
+	TokenFile    string   `yaml:"token_file,omitempty" help:"File with a bearer token, which is a credential; at least 20 characters. Read again when it changes."`
+	Username     string   `yaml:"username,omitempty" help:"User name of basic authentication, as Patroni's clients send it: with the password a credential."`
+	PasswordFile string   `yaml:"password_file,omitempty" help:"File with the password of username. Read again when it changes."`
 }
 
 // PostgreSQL describes the one server of this node.
@@ -146,7 +158,7 @@ func Default() Config {
 	return Config{
 		Node:     Node{Tags: Tags{FailoverPriority: 1}},
 		Listen:   "0.0.0.0:7400",
-		API:      API{Listen: "0.0.0.0:8008"},
+		API:      API{Listen: "0.0.0.0:8008", Reads: "open", Writes: "off", RateLimit: 200, TLS: "off"},
 		StateDir: "/var/lib/matriarch",
 		PostgreSQL: PostgreSQL{
 			Listen:          "0.0.0.0:5432",
