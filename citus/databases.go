@@ -102,7 +102,7 @@ func (p *Pool) authinfo() string {
 	if a := p.access(); !a.Security.PasswordLinks() && !a.Pooled {
 		return ""
 	}
-	return "password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.cfg.Password) + "'"
+	return "password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.password()) + "'"
 }
 
 // hashOf hides what authinfo holds as Observe does.

@@ -31,6 +31,7 @@ const (
 type Config struct {
 	User         string
 	Password     string
+	Secret       func() string // the password, when it may change; nil: Password
 	TLS          pgconf.TLS    // certificates, as Access demands
 	Access       func() Access // how sessions and Citus' links prove themselves now; nil: by the password
 	RecoverEvery time.Duration // between recoveries of prepared transactions while nothing changes; 0: a minute
@@ -40,6 +41,13 @@ type Config struct {
 type Access struct {
 	Security pgconf.Security
 	Pooled   bool // Citus' links lead to connection pools, which know the password only
+}
+
+func (p *Pool) password() string {
+	if p.cfg.Secret == nil {
+		return p.cfg.Password
+	}
+	return p.cfg.Secret()
 }
 
 func (p *Pool) access() Access {
@@ -163,7 +171,7 @@ func (p *Pool) dialFor(ctx context.Context, term uint64, addr Addr, database str
 	}
 	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, "", database, connectTimeout
 	if how.PasswordLinks() {
-		cfg.Password = p.cfg.Password
+		cfg.Password = p.password()
 	}
 	cfg.DialFunc = (&net.Dialer{Timeout: connectTimeout, Control: limitSilence}).DialContext
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // ALTER EXTENSION changes tables under cached plans

@@ -65,6 +65,8 @@ type Manager struct {
 
 	localMu sync.Mutex // guards local.json
 
+	passwords atomic.Pointer[passwords]
+
 	catchingUp atomic.Bool // a rewound server may be started, to end its rewind
 
 	spare   spare
@@ -93,6 +95,7 @@ func New(cfg Config, log *slog.Logger) (*Manager, error) {
 		cfg.ConfigFile = filepath.Join(cfg.DataDir, "postgresql.conf")
 	}
 	m := &Manager{cfg: cfg, log: log}
+	m.passwords.Store(&passwords{super: cfg.SuperuserPassword, repl: cfg.ReplicationPassword})
 	if m.tools, err = findFor(cfg.BinDir, m.dataMajor()); err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func (m *Manager) WriteCredential(e fsm.Epoch, how pgconf.Security) (string, err
 		}
 		return path, err
 	}
-	_, err = m.replaceIfChanged(path, []byte(pgconf.PassfileLine(m.cfg.ReplicationUser, m.cfg.ReplicationPassword)), 0o600)
+	_, err = m.replaceIfChanged(path, []byte(pgconf.PassfileLine(m.cfg.ReplicationUser, m.passwords.Load().repl)), 0o600)
 	return path, err
 }
 
@@ -75,8 +75,8 @@ func (m *Manager) toolPass(up Upstream) (env []string, done func(), err error) {
 	if m.cfg.certificates(up.Security) && !up.Security.PasswordLinks() {
 		return nil, func() {}, nil
 	}
-	text := pgconf.PassfileLine(m.cfg.ReplicationUser, m.cfg.ReplicationPassword) +
-		pgconf.PassfileLine(m.cfg.Superuser, m.cfg.SuperuserPassword)
+	text := pgconf.PassfileLine(m.cfg.ReplicationUser, m.passwords.Load().repl) +
+		pgconf.PassfileLine(m.cfg.Superuser, m.passwords.Load().super)
 	path, done, err := m.secretFile(text)
 	return []string{"PGPASSFILE=" + path}, done, err
 }

@@ -64,7 +64,7 @@ func (m *Manager) firstCommit(ctx context.Context, e fsm.Epoch) (lsn fsm.LSN, er
 	}
 	cfg.RuntimeParams["synchronous_commit"] = "on"
 	cfg.RuntimeParams["application_name"] = "matriarch first commit"
-	c, err := pgx.ConnectConfig(ctx, cfg)
+	c, err := m.login(ctx, cfg)
 	if err != nil {
 		return 0, err
 	}

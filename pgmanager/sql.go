@@ -2,12 +2,14 @@ package pgmanager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"matriarch/pgmanager/pgconf"
 )
@@ -31,12 +33,28 @@ func (m *Manager) connect(ctx context.Context, to Upstream) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := pgx.ConnectConfig(ctx, cfg)
+	c, err := m.login(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", to.Host, to.Port, err)
 	}
 	return c, nil
 }
+
+// login opens the session, also while a password is being changed: which of the two this server knows depends on what it replayed.
+func (m *Manager) login(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	c, err := pgx.ConnectConfig(ctx, cfg)
+	other := m.passwords.Load().other
+	if other == "" || cfg.Password == "" {
+		return c, err
+	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != invalidPassword {
+		return c, err
+	}
+	cfg.Password = other
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
+const invalidPassword = "28P01"
 
 func (m *Manager) connConfig(to Upstream) (*pgx.ConnConfig, error) {
 	certificates := m.cfg.certificates(to.Security) && to.Host != m.cfg.SocketDir
@@ -51,7 +69,7 @@ func (m *Manager) connConfig(to Upstream) (*pgx.ConnConfig, error) {
 	}
 	cfg.User, cfg.Password = m.cfg.Superuser, ""
 	if !certificates || to.Security.PasswordLinks() {
-		cfg.Password = m.cfg.SuperuserPassword
+		cfg.Password = m.passwords.Load().super
 	}
 	cfg.ConnectTimeout = connectTimeout
 	cfg.RuntimeParams = map[string]string{

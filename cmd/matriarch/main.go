@@ -45,6 +45,7 @@ type cluster interface {
 	Reinit(ctx context.Context, n fsm.Node, from fsm.NodeID) error
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
+	Keys(ctx context.Context, n fsm.Node, r admin.KeysRequest) (admin.KeysAnswer, error)
 	Close()
 }
 
@@ -106,7 +107,7 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "print as table, json or yaml", Value: "table"},
 		},
 		Commands: append(leadVerbs(),
-			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(),
+			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(), p.certificatesVerb(), p.caVerb(), p.passwordVerb(),
 			p.configVerb(), p.demoVerb(), p.versionVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,

@@ -19,7 +19,7 @@ func (n *node) metadata(pg pgmanager.Config) conductor.Metadata {
 	if !pg.Citus {
 		return nil
 	}
-	n.citus = citus.NewPool(citus.Config{User: pg.Superuser, Password: pg.SuperuserPassword, TLS: n.pg.TLSPaths(), Access: func() citus.Access {
+	n.citus = citus.NewPool(citus.Config{User: pg.Superuser, Secret: n.pg.Password, TLS: n.pg.TLSPaths(), Access: func() citus.Access {
 		if !pg.TLS {
 			return citus.Access{}
 		}

@@ -62,6 +62,7 @@ type node struct {
 	roles     *roles       // nil without a proxy
 
 	certs *certificates.Keeper
+	joins joins
 
 	changed chan struct{}                        // the nodes of the state moved: peers.json is written anew
 	leading atomic.Pointer[consensus.Leadership] // while this node leads
@@ -86,6 +87,11 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 	}
 	if n.pg, err = pgmanager.New(pgcfg, log); err != nil {
 		return n, err
+	}
+	if staged, err := n.dir.StagedSecret(identity.Superuser); err != nil {
+		return n, err
+	} else if staged != "" { // a change of the passwords was interrupted
+		n.pg.StagePasswords(staged)
 	}
 	if err := n.pg.CheckData(); err != nil {
 		return n, err

@@ -17,6 +17,7 @@ const (
 	CallWouldSwitch = "would_switch"
 	CallCitus       = "citus"
 	CallReinit      = "reinit"
+	CallKeys        = "keys"
 )
 
 // Source is a node, as this package needs it. Both methods may be called concurrently.
@@ -33,6 +34,8 @@ type Source interface {
 	WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	// Citus looks at the Citus metadata, or, on the leader, changes what an operator may.
 	Citus(ctx context.Context, r CitusRequest) ([]CitusAnswer, error)
+	// Keys looks at or changes this node's certificates and passwords.
+	Keys(ctx context.Context, r KeysRequest) (KeysAnswer, error)
 }
 
 // SwitchQuestion asks what a switchover would do.
@@ -110,6 +113,10 @@ func Register(rpc *transport.RPCServer, src Source) {
 	transport.Register(rpc, CallWouldSwitch, func(ctx context.Context, _ transport.Peer, q SwitchQuestion) (fsm.NodeID, error) {
 		to, err := src.WouldSwitch(ctx, q.Group, q.To)
 		return to, refused(err)
+	})
+	transport.Register(rpc, CallKeys, func(ctx context.Context, _ transport.Peer, r KeysRequest) (KeysAnswer, error) {
+		out, err := src.Keys(ctx, r)
+		return out, refused(err)
 	})
 	transport.Register(rpc, CallCitus, func(ctx context.Context, _ transport.Peer, r CitusRequest) ([]CitusAnswer, error) {
 		out, err := src.Citus(ctx, r)

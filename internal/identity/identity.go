@@ -230,7 +230,12 @@ func (d Dir) Trusted() ([]byte, error) {
 }
 
 // CA loads the cluster's CA with its key.
-func (d Dir) CA() (*transport.CA, error) { return loadCA(d.CAFile(), d.CAKeyFile()) }
+func (d Dir) CA() (*transport.CA, error) {
+	if err := d.finishAdvance(); err != nil {
+		return nil, err
+	}
+	return loadCA(d.CAFile(), d.CAKeyFile())
+}
 
 // CAs loads every trusted CA with its key, the one that signs first.
 func (d Dir) CAs() ([]*transport.CA, error) {
