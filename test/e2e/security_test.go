@@ -25,7 +25,7 @@ func TestSecurity(t *testing.T) {
 	c.WaitHealthy()
 	w := c.Write(0)
 	w.WaitAck()
-	began := time.Now()
+	began, members := time.Now(), c.Nodes
 
 	c.Run("links show certificates", func(t *testing.T) {
 		p := c.WaitPrimary(0)
@@ -57,7 +57,7 @@ func TestSecurity(t *testing.T) {
 			t.Fatal(err)
 		}
 		ok(t, n1.CLI("ca", "rotate", "--yes"))
-		for _, n := range c.Nodes {
+		for _, n := range members {
 			bundle, err := identity.Dir(n.Dir).Trusted()
 			if err != nil {
 				t.Fatal(err)
@@ -89,7 +89,7 @@ func TestSecurity(t *testing.T) {
 			t.Fatal(err)
 		}
 		ok(t, n1.CLI("password", "rotate", "--yes"))
-		for _, n := range c.Nodes {
+		for _, n := range members {
 			now, err := identity.Dir(n.Dir).Secrets()
 			if err != nil || len(now) != 2 || now[identity.Superuser] == before[identity.Superuser] || now[identity.Replication] == before[identity.Replication] {
 				t.Errorf("%s: %d secrets, changed %v: %v", n.Name, len(now), now[identity.Superuser] != before[identity.Superuser], err)
@@ -107,6 +107,7 @@ func TestSecurity(t *testing.T) {
 		within(t, "the longest pause of the writer", gap, 2*time.Second+slack)
 	})
 
+	w.Check()
 	c.Run("a removed node", func(t *testing.T) {
 		n2 := c.Named("n2")
 		if c.WaitPrimary(0) == n2 {
@@ -149,7 +150,6 @@ func TestSecurity(t *testing.T) {
 			return nil
 		})
 	})
-	w.Check()
 }
 
 func ok(t *testing.T, r testkit.Result) {
