@@ -182,7 +182,7 @@ type OperationMove struct {
 	Text     string  `json:"text,omitempty"` // the outcome, at the end
 }
 
-// GateSet raises the version of commands that may be proposed.
+// GateSet raises the version of commands that may be proposed. Older binaries stop at it.
 type GateSet struct {
 	Gate int `json:"gate"`
 }

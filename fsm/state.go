@@ -49,7 +49,7 @@ type Settings struct {
 	PauseLockTimeout  time.Duration `json:"pause_lock_timeout,omitempty"`  // how long a switchover tries to get clients to wait
 	CitusPoolPort     int           `json:"citus_pool_port,omitempty"`     // the port of a connection pool beside every PostgreSQL, for Citus' own links; 0: none
 
-	PostgresTLS LinkSecurity `json:"postgresql_tls,omitempty"` // how the nodes' PostgreSQL prove themselves to each other
+	PostgresTLS LinkSecurity `json:"postgresql_tls,omitempty" since:"2"` // how the nodes' PostgreSQL prove themselves to each other
 }
 
 // LinkSecurity is how the nodes' PostgreSQL prove themselves to each other. The empty string is LinksOff.

@@ -148,9 +148,12 @@ func (f Facts) shared(c Conf) Conf {
 	return c
 }
 
-// Security tells apart the ways in which links prove themselves.
+// Security tells apart the ways in which links prove themselves; empty: by passwords.
 func Security(s *fsm.State) string {
-	how := string(s.Cluster.Settings.PostgresTLS.Or())
+	how := string(s.Cluster.Settings.PostgresTLS)
+	if how == string(fsm.LinksOff) {
+		how = ""
+	}
 	if s.Cluster.Settings.CitusPoolPort != 0 {
 		how += " pooled"
 	}

@@ -81,6 +81,9 @@ func ClusterSettings() []Setting {
 					return fmt.Errorf("%q: use on, both or off", v)
 				}
 				s.PostgresTLS = fsm.LinkSecurity(v)
+				if s.PostgresTLS == fsm.LinksOff { // what versions without this setting have
+					s.PostgresTLS = ""
+				}
 				return nil
 			},
 		},
