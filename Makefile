@@ -22,6 +22,8 @@ COORDINATOR ?=
 OUT         ?= bench-out
 # How long `make chaos` makes faults, and the seed that draws them; or the incident that it plays instead.
 MINUTES     ?= 2
+# How long `make fuzz` gives each target.
+FUZZTIME    ?= 20s
 SEED        ?= 1
 SCENARIO    ?=
 # Where packages and releases go; VERIFY=0 leaves out the second build of a release.
@@ -30,7 +32,7 @@ VERIFY ?= 1
 NFPM   := .cache/nfpm
 TREE   := .cache/trees/bookworm
 
-.PHONY: help deps build fmt lint vet test race sim check demo bench chaos gobench packages packages-test release clean generate
+.PHONY: fuzz vuln help deps build fmt lint vet test race sim check demo bench chaos gobench packages packages-test release clean generate
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +76,19 @@ bench: deps build ## measure what clients notice: make bench RUNS=n SCENARIOS=a,
 chaos: deps build ## break five nodes at random, in network namespaces, as root: make chaos MINUTES=n SEED=s | SCENARIO=list|name|all
 	@go build -buildvcs=false -tags $(TAGS) -o bin/chaos ./test/chaos
 	@bin/chaos -minutes $(MINUTES) -seed $(SEED) -scenario '$(SCENARIO)' -out chaos-out
+
+# Everything that reads what a stranger, another node or a foreign file wrote: folder and target.
+FUZZ := transport:FuzzMuxGarbage transport:FuzzRPCBody transport:FuzzJoin transport:FuzzParseToken consensus:FuzzGossipMeta \
+	internal/config:FuzzParse internal/api:FuzzRESTBodies internal/proxy:FuzzReadHeader internal/proxy:FuzzReadPacket internal/proxy:FuzzReadAnswer \
+	pgmanager/pgconf:FuzzParseHistory pgmanager/pgconf:FuzzParseFormats pgmanager/pgconf:FuzzParseFile pgmanager/pgconf:FuzzParseConninfo pgmanager/pgconf:FuzzParseSyncNames
+
+fuzz: ## fuzz every parser of what others write: make fuzz FUZZTIME=20s (each)
+	@for t in $(FUZZ); do echo "$$t for $(FUZZTIME)"; $(GOTEST) -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 ./$${t%%:*} | tail -1; done
+
+vuln: ## look the dependencies up in Go's vulnerability database
+	@out=$$(cd tools && CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache go install -buildvcs=false golang.org/x/vuln/cmd/govulncheck 2>&1) || { echo "not checked: govulncheck cannot be built here: $$out"; exit 0; }; \
+	rc=0; out=$$(.cache/govulncheck -tags $(TAGS) ./... 2>&1) || rc=$$?; echo "$$out"; \
+	if echo "$$out" | grep -q 'vuln.go.dev.*\(dial\|lookup\|timeout\|refused\|403\|502\)\|no such host\|fetching vulnerabilities'; then echo "not checked: the database at vuln.go.dev cannot be reached here"; exit 0; fi; exit $$rc
 
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...

@@ -2,6 +2,8 @@ package citus
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -95,9 +97,33 @@ func (p *Pool) prepareDatabase(ctx context.Context, c *pgx.Conn) error {
 	})
 }
 
-// writePassword stores the password for all nodes. It travels as a parameter, which this session's server does not log.
+// authinfo is what Citus' links of the superuser need beside certificates; empty: nothing.
+func (p *Pool) authinfo() string {
+	if a := p.access(); !a.Security.PasswordLinks() && !a.Pooled {
+		return ""
+	}
+	return "password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.password()) + "'"
+}
+
+// hashOf hides what authinfo holds as Observe does.
+func hashOf(authinfo string) string {
+	if authinfo == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(authinfo))
+	return hex.EncodeToString(sum[:])
+}
+
+// writePassword stores the password for all nodes, or takes it away where links show certificates. It travels as a parameter, which
+// this session's server does not log.
 func (p *Pool) writePassword(ctx context.Context, tx pgx.Tx) error {
-	info := "password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.cfg.Password) + "'"
+	info := p.authinfo()
+	if info == "" {
+		if _, err := tx.Exec(ctx, "DELETE FROM pg_dist_authinfo WHERE rolename = current_user AND nodeid = 0"); err != nil {
+			return fmt.Errorf("take the password for other nodes away: %w", err)
+		}
+		return nil
+	}
 	var have *string
 	err := tx.QueryRow(ctx, "SELECT (SELECT authinfo FROM pg_dist_authinfo WHERE rolename = current_user AND nodeid = 0)").Scan(&have)
 	switch {

@@ -35,12 +35,11 @@ func Observe(ctx context.Context, q Querier) (Actual, error) {
 		a.Ready = false
 		return a, nil
 	}
-	const local = `SELECT (SELECT groupid FROM pg_dist_local_group), EXISTS (SELECT FROM pg_dist_authinfo WHERE rolename = current_user AND nodeid = 0)`
-	var auth bool
-	if err := q.QueryRow(ctx, local).Scan(&a.LocalGroup, &auth); err != nil {
+	const local = `SELECT (SELECT groupid FROM pg_dist_local_group), coalesce((SELECT encode(sha256(convert_to(authinfo, 'UTF8')), 'hex')
+		FROM pg_dist_authinfo WHERE rolename = current_user AND nodeid = 0), '')`
+	if err := q.QueryRow(ctx, local).Scan(&a.LocalGroup, &a.authinfo); err != nil {
 		return Actual{}, fmt.Errorf("observe local group: %w", err)
 	}
-	a.Ready = a.Ready && auth
 	rows, err := q.Query(ctx, observeNodes)
 	if err != nil {
 		return Actual{}, fmt.Errorf("observe pg_dist_node: %w", err)

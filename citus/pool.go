@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
 
 	"matriarch/fsm"
+	"matriarch/pgmanager/pgconf"
 )
 
 const (
@@ -30,8 +31,30 @@ const (
 type Config struct {
 	User         string
 	Password     string
-	CAFile       string        // the servers' certificate authority; empty: TLS if the server offers it, unverified
+	Secret       func() string // the password, when it may change; nil: Password
+	TLS          pgconf.TLS    // certificates, as Access demands
+	Access       func() Access // how sessions and Citus' links prove themselves now; nil: by the password
 	RecoverEvery time.Duration // between recoveries of prepared transactions while nothing changes; 0: a minute
+}
+
+// Access says how sessions of ours, and Citus' own links, prove themselves.
+type Access struct {
+	Security pgconf.Security
+	Pooled   bool // Citus' links lead to connection pools, which know the password only
+}
+
+func (p *Pool) password() string {
+	if p.cfg.Secret == nil {
+		return p.cfg.Password
+	}
+	return p.cfg.Secret()
+}
+
+func (p *Pool) access() Access {
+	if p.cfg.Access == nil {
+		return Access{}
+	}
+	return p.cfg.Access()
 }
 
 // Pool keeps one session per server and database, for one Raft term at a time.
@@ -137,15 +160,19 @@ func (p *Pool) dial(ctx context.Context, addr Addr, database string) (*pgx.Conn,
 // dialFor opens a session that carries a term. A statement whose context ends is cancelled; the server has the time of grace
 // to say so, or the session is over.
 func (p *Pool) dialFor(ctx context.Context, term uint64, addr Addr, database string, grace time.Duration) (*pgx.Conn, error) {
-	text := "sslmode=prefer"
-	if p.cfg.CAFile != "" {
-		text = "sslmode=verify-ca sslrootcert='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.cfg.CAFile) + "'"
+	ci, how := pgconf.Conninfo{"sslmode": "prefer"}, p.access().Security
+	if how.Certificates() {
+		ci = p.cfg.TLS.Link(p.cfg.TLS.Superuser)
 	}
-	cfg, err := pgx.ParseConfig(fmt.Sprintf("%s host='%s' port=%d", text, addr.Host, addr.Port))
+	ci["host"], ci["port"] = addr.Host, strconv.Itoa(addr.Port)
+	cfg, err := pgx.ParseConfig(ci.String())
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
-	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, p.cfg.Password, database, connectTimeout
+	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, "", database, connectTimeout
+	if how.PasswordLinks() {
+		cfg.Password = p.password()
+	}
 	cfg.DialFunc = (&net.Dialer{Timeout: connectTimeout, Control: limitSilence}).DialContext
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // ALTER EXTENSION changes tables under cached plans
 	cfg.RuntimeParams = map[string]string{

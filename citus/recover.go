@@ -92,7 +92,9 @@ func (p *Pool) observe(ctx context.Context, at place) (Actual, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
-	return Observe(ctx, s)
+	a, err := Observe(ctx, s)
+	a.Ready = a.Ready && a.authinfo == hashOf(p.authinfo())
+	return a, err
 }
 
 // recoveryDue reports whether some primary is another than at the last recovery, or that was long ago.

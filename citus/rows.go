@@ -35,12 +35,13 @@ const (
 type Actual struct {
 	Missing    bool   // the database does not exist
 	Extension  string // version; empty: not created
-	Ready      bool   // the table of the conductor's term and the password for the other nodes are there
+	Ready      bool   // the table of the conductor's term is there, and what a Pool wants its links to find
 	InRecovery bool
 	Timeline   fsm.Timeline // 0 in recovery
 	LocalGroup fsm.GroupID
 	Rows       []Row          // by nodeid
 	Pool       map[int]string // pg_dist_poolinfo, by nodeid
+	authinfo   string         // hash of what the superuser's links find in pg_dist_authinfo; empty: nothing
 }
 
 // rowAt finds the row with an address.

@@ -282,6 +282,13 @@ func (e entry) settingsPut(c SettingsPut) Result {
 	if c.Settings.TTL < MinTTL {
 		return refuse("ttl %s: at least %s, or one change of the Raft leader stops every primary", c.Settings.TTL, MinTTL)
 	}
+	from, to := e.Cluster.Settings.PostgresTLS.Or(), c.Settings.PostgresTLS.Or()
+	switch {
+	case !to.Known():
+		return refuse("postgresql_tls %q: off, both or on", to)
+	case from != to && from != LinksBoth && to != LinksBoth:
+		return refuse("postgresql_tls goes from %s to %s by way of both: nodes that are a step ahead would not be understood; set it to both, wait until 'matriarch list' shows everybody streaming, then to %s", from, to, to)
+	}
 	e.Cluster.Settings = c.Settings
 	return done
 }

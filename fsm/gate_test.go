@@ -40,7 +40,8 @@ func TestNeeds(t *testing.T) {
 		"gate":             {GateSet{7}, 7},
 		"bootstrap":        {Bootstrap{Node: Node{Protocol: 2}}, 2},
 		"old bootstrap":    {Bootstrap{}, 1},
-		"today's defaults": {SettingsPut{DefaultSettings()}, 1},
+		"today's defaults": {SettingsPut{DefaultSettings()}, 2},
+		"links as before":  {links(""), 1},
 	} {
 		if got := Needs(tt.c); got != tt.want {
 			t.Errorf("%s: needs %d, want %d", name, got, tt.want)

@@ -55,6 +55,8 @@ type Settings struct {
 
 	SickAfter    time.Duration `json:"sick_after,omitempty" since:"2"`    // PostgreSQL counts as sick, or well again, when it has looked so for this long; 0: DefaultSickAfter
 	SickCooldown time.Duration `json:"sick_cooldown,omitempty" since:"2"` // a group is handed over for sickness once in this time, never to a node that was sick in it; 0: DefaultSickCooldown
+
+	PostgresTLS LinkSecurity `json:"postgresql_tls,omitempty" since:"2"` // how the nodes' PostgreSQL prove themselves to each other
 }
 
 // What holds where nobody has set another.
@@ -69,13 +71,29 @@ func (s Settings) Patience() time.Duration { return cmp.Or(s.SickAfter, DefaultS
 // Cooldown is SickCooldown, or its default.
 func (s Settings) Cooldown() time.Duration { return cmp.Or(s.SickCooldown, DefaultSickCooldown) }
 
+// LinkSecurity is how the nodes' PostgreSQL prove themselves to each other. The empty string is LinksOff.
+type LinkSecurity string
+
+// The steps from passwords to certificates. Only neighbours understand each other while some nodes are a step ahead.
+const (
+	LinksOff  LinkSecurity = "off"  // passwords
+	LinksBoth LinkSecurity = "both" // links use certificates, servers accept passwords as well
+	LinksOn   LinkSecurity = "on"   // certificates only
+)
+
+// Or is the step itself, LinksOff for none.
+func (l LinkSecurity) Or() LinkSecurity { return cmp.Or(l, LinksOff) }
+
+// Known reports whether l is one of the steps.
+func (l LinkSecurity) Known() bool { return l == "" || l == LinksOff || l == LinksBoth || l == LinksOn }
+
 // DefaultSettings are those of a new cluster.
 func DefaultSettings() Settings {
 	return Settings{
 		TTL: 5 * time.Second, DeadVoterAfter: time.Minute, DegradeAfter: 2 * time.Second, MaximumLag: 1 << 20,
 		RestartWait: 30 * time.Second, LeaderAvoid: true, Citus: true, Databases: []string{"app"}, DefaultMode: Quorum,
 		MaximumClockSkew: 30 * time.Second,
-		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second,
+		CitusSecondaries: true, CitusSecondaryLag: 16 << 20, CitusPause: "full", PauseLockTimeout: 5 * time.Second, PostgresTLS: LinksOn,
 	}
 }
 

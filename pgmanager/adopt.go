@@ -25,8 +25,26 @@ type Adoption struct {
 	HBA        []string          // its lines for clients, without comments; never empty
 	Parameters map[string]string // its own values of settings for which Matriarch would have others
 	Notes      []string          // what its owner has to know, a sentence each
+	TLS        OwnTLS            // its certificate, when it has one in use
 
 	current bool // the control file knows the timeline
+}
+
+// OwnTLS names the files of a server's own certificate.
+type OwnTLS struct{ CertFile, KeyFile, CAFile string }
+
+// ownTLS reads them from its settings; relative paths begin at the data directory.
+func (m *Manager) ownTLS(s map[string]string) (t OwnTLS) {
+	if s["ssl"] != "on" {
+		return t
+	}
+	full := func(path string) string {
+		if path == "" || filepath.IsAbs(path) {
+			return path
+		}
+		return filepath.Join(m.cfg.DataDir, path)
+	}
+	return OwnTLS{full(s["ssl_cert_file"]), full(s["ssl_key_file"]), full(s["ssl_ca_file"])}
 }
 
 // AdoptCheck looks at the data directory and the server that may run on it, and changes nothing. The error says why it cannot
@@ -64,7 +82,7 @@ func (m *Manager) adoptCheck(ctx context.Context) (Adoption, error) {
 	if a.HBA, err = clientLines(a.HBAFile); err != nil {
 		return a, err
 	}
-	a.Parameters = m.ownParameters(s)
+	a.Parameters, a.TLS = m.ownParameters(s), m.ownTLS(s)
 	a.Notes = append(m.notes(a, s), m.weakCopies(c)...)
 	return a, nil
 }
@@ -94,7 +112,7 @@ var errStandby = errors.New("it is a standby: adopt its primary; this host then 
 // asked are the settings of an adopted server that something depends on, besides those in adjustable.
 var asked = []string{
 	"config_file", "hba_file", "port", "unix_socket_directories", "listen_addresses", "wal_level", "max_wal_senders",
-	"max_replication_slots", "shared_preload_libraries", "synchronous_standby_names",
+	"max_replication_slots", "shared_preload_libraries", "synchronous_standby_names", "ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file",
 }
 
 // adjustable are the managed settings that the user may choose.

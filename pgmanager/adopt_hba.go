@@ -94,9 +94,8 @@ func (m *Manager) admit(w Conf) (changed bool, err error) {
 	if err != nil || a.HBAFile == "" {
 		return false, err
 	}
-	block := pgconf.RenderHBA(pgconf.HBA{
-		Phase: min(w.Phase, pgconf.Members), Superuser: m.cfg.Superuser, ReplicationUser: m.cfg.ReplicationUser, Nodes: w.Nodes, TLS: m.cfg.TLS != nil,
-	})
+	w.Phase = min(w.Phase, pgconf.Members)
+	block := pgconf.RenderHBA(m.hba(w))
 	return edit(a.HBAFile, func(b []byte) []byte { return withBlock(b, block) })
 }
 

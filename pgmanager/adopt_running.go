@@ -149,7 +149,7 @@ func (m *Manager) letUsIn(ctx context.Context, a Adoption) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := m.connect(ctx, a.SocketDir, a.Port)
+		c, err := m.connect(ctx, Upstream{Host: a.SocketDir, Port: a.Port})
 		if err == nil {
 			closeConn(c)
 			return nil

@@ -25,7 +25,10 @@ type Conf struct {
 	Phase      pgconf.Phase
 	SyncNames  string            // as pgconf.SyncNames renders it
 	Upstream   *Upstream         // nil for none
-	Nodes      []string          // addresses of all nodes of the formation, own included
+	Nodes      []string          // addresses of the nodes that need the superuser, own included
+	Standbys   []string          // addresses of the group's nodes, own included; nil: as Nodes
+	Security   pgconf.Security   // how nodes prove themselves
+	Pooled     bool              // see pgconf.Settings
 	Databases  int               // Citus databases
 	Links      uint64            // see pgconf.Settings
 	Parameters map[string]string // the cluster's settings, over the node's own
@@ -42,16 +45,12 @@ func (m *Manager) Apply(w Conf) (changed bool, err error) {
 	if err := m.makeRunDirs(); err != nil {
 		return false, fmt.Errorf("apply settings: %w", err)
 	}
-	slotDB := ""
+	hba := m.hba(w)
+	hba.Lines = m.cfg.HBA
 	if w.SlotSync {
-		slotDB = MaintenanceDB
+		hba.SlotDatabase = MaintenanceDB
 	}
-	hba := pgconf.RenderHBA(pgconf.HBA{
-		SlotDatabase: slotDB,
-		Phase:        w.Phase, Superuser: m.cfg.Superuser, ReplicationUser: m.cfg.ReplicationUser, Nodes: w.Nodes,
-		TLS: m.cfg.TLS != nil, Lines: m.cfg.HBA,
-	})
-	c1, err1 := m.replaceIfChanged(m.cfg.hbaFile(), hba, 0o600)
+	c1, err1 := m.replaceIfChanged(m.cfg.hbaFile(), pgconf.RenderHBA(hba), 0o600)
 	c2, err2 := m.replaceIfChanged(m.cfg.managedFile(), pgconf.RenderManaged(s), 0o600)
 	c3, err3 := m.keepAdopted(w)
 	changed = c1 || c2 || c3
@@ -59,6 +58,20 @@ func (m *Manager) Apply(w Conf) (changed bool, err error) {
 		return changed, fmt.Errorf("apply settings: %w", err)
 	}
 	return changed, nil
+}
+
+// hba is who may enter, but for the user's lines.
+func (m *Manager) hba(w Conf) pgconf.HBA {
+	h := pgconf.HBA{
+		Phase: w.Phase, Superuser: m.cfg.Superuser, ReplicationUser: m.cfg.ReplicationUser, Nodes: w.Nodes, Standbys: w.Standbys, Links: m.cfg.Citus,
+	}
+	if w.Standbys == nil {
+		h.Standbys = w.Nodes
+	}
+	if m.cfg.TLS {
+		h.Security = w.Security
+	}
+	return h
 }
 
 // lastApplied reads back what Apply wrote last.

@@ -86,7 +86,7 @@ func (m *Manager) clone(ctx context.Context, up Upstream, prefix bool, progress 
 }
 
 func (m *Manager) baseBackup(ctx context.Context, up Upstream, useSlot bool, dir string, progress func(done, total int64)) error {
-	pass, done, err := m.toolPass()
+	pass, done, err := m.toolPass(up)
 	if err != nil {
 		return err
 	}
@@ -103,15 +103,18 @@ func (m *Manager) baseBackup(ctx context.Context, up Upstream, useSlot bool, dir
 			progress(d, t)
 		}
 	}
-	_, err = m.run(ctx, tool{name: "pg_basebackup", args: args, env: append(m.sslEnv(), pass), onLine: report})
+	_, err = m.run(ctx, tool{name: "pg_basebackup", args: args, env: append(m.linkEnv(up, m.cfg.tls().Replication), pass...), onLine: report})
 	return err
 }
 
-// sslEnv makes the tools use the same protection as the walreceiver.
-func (m *Manager) sslEnv() []string {
-	env := []string{"PGCONNECT_TIMEOUT=5", "PGSSLMODE=prefer"}
-	if m.cfg.TLS != nil {
-		env = []string{"PGCONNECT_TIMEOUT=5", "PGSSLMODE=verify-ca", "PGSSLROOTCERT=" + m.cfg.TLS.CAFile}
+// linkEnv makes a tool prove itself to the source, and check it, as the walreceiver does.
+func (m *Manager) linkEnv(up Upstream, as pgconf.KeyPair) []string {
+	env := []string{"PGCONNECT_TIMEOUT=5"}
+	if !m.cfg.certificates(up.Security) {
+		return append(env, "PGSSLMODE=prefer")
+	}
+	for key, v := range m.cfg.tls().Link(as) {
+		env = append(env, "PG"+strings.ToUpper(key)+"="+v)
 	}
 	return env
 }
@@ -162,7 +165,7 @@ type source struct {
 // checkpoint: pg_rewind takes the timeline from the control file and else finds nothing to do.
 func (m *Manager) askSource(ctx context.Context, up Upstream) (source, error) {
 	var s source
-	c, err := m.connect(ctx, up.Host, up.Port)
+	c, err := m.connect(ctx, up)
 	if err != nil {
 		return s, err
 	}

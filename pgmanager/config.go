@@ -36,10 +36,11 @@ type Config struct {
 	Parameters          map[string]string // the user's settings
 	HBA                 []string          // the user's pg_hba lines; empty admits clients with a password
 	Citus               bool
-	TLS                 *pgconf.TLS // nil leaves ssl to the user
-	LogFile             string      // PostgreSQL's stderr
-	SetAsideLimit       int         // data directories kept aside; 0 means no limit
-	SystemID            string      // expected system identifier; empty means not known yet
+	TLS                 bool   // InstallTLS gives the certificates; without, ssl is the user's
+	ForeignCA           bool   // another CA than the cluster's is trusted too, which has no revocation list here
+	LogFile             string // PostgreSQL's stderr
+	SetAsideLimit       int    // data directories kept aside; 0 means no limit
+	SystemID            string // expected system identifier; empty means not known yet
 }
 
 // Upstream is the server that a standby follows or is built from.
@@ -52,6 +53,7 @@ type Upstream struct {
 	PassFile string    // credential of the epoch, see WriteCredential
 	Epoch    fsm.Epoch // epoch that made the upstream's timeline; used by Clone and Rewind only
 	SystemID string    // expected of it; empty means Config.SystemID; used by Clone and Rewind only
+	Security pgconf.Security
 }
 
 // Manager holds the hands. Its methods may be called from several goroutines, but only one of InitDB, Clone and Rewind
@@ -63,6 +65,8 @@ type Manager struct {
 	log   *slog.Logger
 
 	localMu sync.Mutex // guards local.json
+
+	passwords atomic.Pointer[passwords]
 
 	catchingUp atomic.Bool // a rewound server may be started, to end its rewind
 
@@ -92,6 +96,7 @@ func New(cfg Config, log *slog.Logger) (*Manager, error) {
 		cfg.ConfigFile = filepath.Join(cfg.DataDir, "postgresql.conf")
 	}
 	m := &Manager{cfg: cfg, log: log}
+	m.passwords.Store(&passwords{super: cfg.SuperuserPassword, repl: cfg.ReplicationPassword})
 	if m.tools, err = findFor(cfg.BinDir, m.dataMajor()); err != nil {
 		return nil, err
 	}
@@ -160,8 +165,12 @@ func (m *Manager) dataMajor() int {
 func (c Config) settings(w Conf) pgconf.Settings {
 	s := pgconf.Settings{
 		Name: c.Name, Host: c.Host, Port: c.Port, ListenAddresses: c.ListenAddresses, SocketDir: c.SocketDir,
-		HBAFile: c.hbaFile(), SyncNames: w.SyncNames, Citus: c.Citus, Databases: w.Databases, Links: w.Links, TLS: c.TLS,
+		HBAFile: c.hbaFile(), SyncNames: w.SyncNames, Citus: c.Citus, Databases: w.Databases, Links: w.Links,
+		Secure: w.Security, Pooled: w.Pooled,
 		Parameters: map[string]string{},
+	}
+	if c.TLS {
+		s.TLS = c.tls()
 	}
 	maps.Copy(s.Parameters, c.Parameters)
 	maps.Copy(s.Parameters, w.Parameters)
@@ -175,10 +184,13 @@ func (c Config) settings(w Conf) pgconf.Settings {
 func (c Config) conninfo(u Upstream) string {
 	ci := pgconf.Conninfo{
 		"host": u.Host, "port": fmt.Sprint(u.Port), "user": c.ReplicationUser, "application_name": u.AppName,
-		"passfile": u.PassFile, "sslmode": "prefer", "connect_timeout": "3",
+		"sslmode": "prefer", "connect_timeout": "3",
 	}
-	if c.TLS != nil {
-		ci["sslmode"], ci["sslrootcert"] = "verify-ca", c.TLS.CAFile
+	if c.certificates(u.Security) {
+		maps.Copy(ci, c.tls().Link(epochPair(u.PassFile)))
+	}
+	if !c.certificates(u.Security) || u.Security.PasswordLinks() {
+		ci["passfile"] = u.PassFile
 	}
 	if u.Database != "" {
 		ci["dbname"] = u.Database

@@ -6,14 +6,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"matriarch/fsm"
 	"matriarch/pgmanager/pgconf"
 )
 
-// WriteCredential writes the replication credential of one epoch and returns its path for Upstream.PassFile. Below the
-// promise it is refused with ErrPromised.
-func (m *Manager) WriteCredential(e fsm.Epoch) (string, error) {
+// WriteCredential writes the replication credential of one epoch, as password, certificate or both, and returns the path for
+// Upstream.PassFile. Below the promise it is refused with ErrPromised.
+func (m *Manager) WriteCredential(e fsm.Epoch, how pgconf.Security) (string, error) {
 	m.localMu.Lock() // a promise made meanwhile has to see this file
 	defer m.localMu.Unlock()
 	l, err := m.readLocal()
@@ -27,7 +28,19 @@ func (m *Manager) WriteCredential(e fsm.Epoch) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(m.cfg.passDir(), e.Suffix())
-	_, err = m.replaceIfChanged(path, []byte(pgconf.PassfileLine(m.cfg.ReplicationUser, m.cfg.ReplicationPassword)), 0o600)
+	if m.cfg.certificates(how) {
+		if err := m.copyPair(m.cfg.tls().Replication, epochPair(path)); err != nil {
+			return "", err
+		}
+	}
+	if m.cfg.certificates(how) && !how.PasswordLinks() {
+		err := os.Remove(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return path, err
+	}
+	_, err = m.replaceIfChanged(path, []byte(pgconf.PassfileLine(m.cfg.ReplicationUser, m.passwords.Load().repl)), 0o600)
 	return path, err
 }
 
@@ -45,8 +58,9 @@ func (m *Manager) DropCredentialsBelow(e fsm.Epoch) error {
 	}
 	for _, f := range entries {
 		var of fsm.Epoch
-		n, _ := fmt.Sscanf(f.Name(), "e%d_%d", &of.Inc, &of.N)
-		if n != 2 || f.Name() != of.Suffix() || !of.Less(e) {
+		name := strings.TrimSuffix(strings.TrimSuffix(f.Name(), keySuffix), certSuffix)
+		n, _ := fmt.Sscanf(name, "e%d_%d", &of.Inc, &of.N)
+		if n != 2 || name != of.Suffix() || !of.Less(e) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(m.cfg.passDir(), f.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -56,12 +70,15 @@ func (m *Manager) DropCredentialsBelow(e fsm.Epoch) error {
 	return syncDir(m.cfg.passDir())
 }
 
-// toolPass writes a password file for one run of a tool; done removes it.
-func (m *Manager) toolPass() (env string, done func(), err error) {
-	text := pgconf.PassfileLine(m.cfg.ReplicationUser, m.cfg.ReplicationPassword) +
-		pgconf.PassfileLine(m.cfg.Superuser, m.cfg.SuperuserPassword)
+// toolPass writes a password file for one run of a tool, where one is needed; done removes it.
+func (m *Manager) toolPass(up Upstream) (env []string, done func(), err error) {
+	if m.cfg.certificates(up.Security) && !up.Security.PasswordLinks() {
+		return nil, func() {}, nil
+	}
+	text := pgconf.PassfileLine(m.cfg.ReplicationUser, m.passwords.Load().repl) +
+		pgconf.PassfileLine(m.cfg.Superuser, m.passwords.Load().super)
 	path, done, err := m.secretFile(text)
-	return "PGPASSFILE=" + path, done, err
+	return []string{"PGPASSFILE=" + path}, done, err
 }
 
 // secretFile writes a file that only PostgreSQL's account can read.

@@ -71,7 +71,7 @@ func (m *Manager) alreadyMade() (id string, done bool, err error) {
 }
 
 func (m *Manager) initdb(ctx context.Context, dir string) error {
-	pwfile, done, err := m.secretFile(m.cfg.SuperuserPassword + "\n")
+	pwfile, done, err := m.secretFile(m.passwords.Load().super + "\n")
 	if err != nil {
 		return err
 	}

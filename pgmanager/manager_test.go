@@ -120,7 +120,7 @@ func TestCredentials(t *testing.T) {
 	n := newNode(t)
 	var paths []string
 	for _, e := range []fsm.Epoch{{Inc: 1, N: 9}, {Inc: 1, N: 10}, {Inc: 2, N: 1}} {
-		p, err := n.WriteCredential(e)
+		p, err := n.WriteCredential(e, pgconf.Passwords)
 		n.must(err)
 		paths = append(paths, p)
 	}

@@ -238,7 +238,7 @@ func primary(t *testing.T, edit ...func(*Config)) *node {
 // upstream is how standby s follows n in an epoch.
 func (n *node) upstream(s *node, e fsm.Epoch) Upstream {
 	s.t.Helper()
-	pass, err := s.WriteCredential(e)
+	pass, err := s.WriteCredential(e, pgconf.Passwords)
 	s.must(err)
 	return Upstream{Host: n.cfg.Host, Port: n.cfg.Port, AppName: pgconf.AppName(s.id, e), Slot: pgconf.SlotName(s.id), PassFile: pass, Epoch: e}
 }

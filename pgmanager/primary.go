@@ -51,7 +51,7 @@ func (m *Manager) FirstCommit(ctx context.Context, e fsm.Epoch) (fsm.LSN, error)
 }
 
 func (m *Manager) firstCommit(ctx context.Context, e fsm.Epoch) (lsn fsm.LSN, err error) {
-	cfg, err := m.connConfig(m.cfg.SocketDir, m.cfg.Port)
+	cfg, err := m.connConfig(Upstream{Host: m.cfg.SocketDir, Port: m.cfg.Port})
 	if err != nil {
 		return 0, err
 	}
@@ -64,7 +64,7 @@ func (m *Manager) firstCommit(ctx context.Context, e fsm.Epoch) (lsn fsm.LSN, er
 	}
 	cfg.RuntimeParams["synchronous_commit"] = "on"
 	cfg.RuntimeParams["application_name"] = "matriarch first commit"
-	c, err := pgx.ConnectConfig(ctx, cfg)
+	c, err := m.login(ctx, cfg)
 	if err != nil {
 		return 0, err
 	}

@@ -86,7 +86,7 @@ func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp
 }
 
 func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
-	pass, done, err := m.toolPass()
+	pass, done, err := m.toolPass(up)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.run(ctx, tool{name: "pg_rewind", args: append(args, restore...), env: append(m.sslEnv(), pass)})
+	_, err = m.run(ctx, tool{name: "pg_rewind", args: append(args, restore...), env: append(m.linkEnv(up, m.cfg.tls().Superuser), pass...)})
 	return err
 }
 

@@ -19,15 +19,60 @@ import (
 	"matriarch/pgmanager/pgconf"
 )
 
-// EnsureRoles gives the superuser and the replication role their attributes and passwords. PostgreSQL sees a SCRAM
-// verifier only, so its log cannot show a password. Passwords have to be ASCII.
+// EnsureRoles gives the superuser and the replication role their attributes and passwords, and makes the role of Citus' links.
+// PostgreSQL sees a SCRAM verifier only, so its log cannot show a password. Passwords have to be ASCII.
 func (m *Manager) EnsureRoles(ctx context.Context) error {
+	return m.ensureRoles(ctx, *m.passwords.Load())
+}
+
+// passwords are those in force; other is a second one that a server may still, or already, know for the superuser.
+type passwords struct{ super, repl, other string }
+
+// StagePasswords has logins try a superuser password that is not in force everywhere yet.
+func (m *Manager) StagePasswords(super string) {
+	now := *m.passwords.Load()
+	now.other = super
+	m.passwords.Store(&now)
+}
+
+// Password is the superuser's, as it is in force.
+func (m *Manager) Password() string { return m.passwords.Load().super }
+
+// SetPasswords gives the roles of a primary new passwords, which are not used for anything else before UsePasswords.
+func (m *Manager) SetPasswords(ctx context.Context, super, repl string) error {
+	return m.ensureRoles(ctx, passwords{super: super, repl: repl})
+}
+
+// UsePasswords puts passwords in force. The one before is still tried: a standby may not have replayed the change.
+func (m *Manager) UsePasswords(super, repl string) {
+	now := *m.passwords.Load()
+	if now.super != super {
+		now.other = now.super
+	}
+	now.super, now.repl = super, repl
+	m.passwords.Store(&now)
+}
+
+func (m *Manager) ensureRoles(ctx context.Context, pw passwords) error {
 	return m.withConn(ctx, "ensure roles", func(c *pgx.Conn) error {
-		if err := ensureRole(ctx, c, m.cfg.Superuser, "SUPERUSER LOGIN", m.cfg.SuperuserPassword); err != nil {
+		if err := ensureRole(ctx, c, m.cfg.Superuser, "SUPERUSER LOGIN", pw.super); err != nil {
 			return err
 		}
-		return ensureRole(ctx, c, m.cfg.ReplicationUser, "LOGIN REPLICATION", m.cfg.ReplicationPassword)
+		if err := ensureRole(ctx, c, m.cfg.ReplicationUser, "LOGIN REPLICATION", pw.repl); err != nil || !m.cfg.Citus {
+			return err
+		}
+		return ensureLinkRole(ctx, c)
 	})
+}
+
+// ensureLinkRole makes a role without login and rights, of this server only: every group gets its own in the same way.
+func ensureLinkRole(ctx context.Context, c *pgx.Conn) error {
+	var there bool
+	if err := c.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", pgconf.LinkRole).Scan(&there); err != nil || there {
+		return err
+	}
+	_, err := c.Exec(ctx, "CREATE ROLE "+pgconf.LinkRole+" NOLOGIN")
+	return err
 }
 
 func ensureRole(ctx context.Context, c *pgx.Conn, name, attributes, password string) error {

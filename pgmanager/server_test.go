@@ -107,7 +107,7 @@ func TestClearUpstreamEndsConfirmationsWhileReplayIsPaused(t *testing.T) {
 	if o.Position != before || o.ReplayLSN > before || o.Receiver != nil {
 		t.Fatalf("stood at %s, now %+v", before, o)
 	}
-	if _, err := s.WriteCredential(epoch(1)); !errors.Is(err, ErrPromised) {
+	if _, err := s.WriteCredential(epoch(1), pgconf.Passwords); !errors.Is(err, ErrPromised) {
 		t.Fatalf("credential of a promised-away epoch: %v", err)
 	}
 	waiting := func() int {

@@ -25,7 +25,7 @@ type SlotSource struct {
 // SlotsOf asks another server for its slots, and what it keeps for the holder of the physical slot member.
 func (m *Manager) SlotsOf(ctx context.Context, up Upstream, member string) (SlotSource, error) {
 	var out SlotSource
-	c, err := m.connect(ctx, up.Host, up.Port)
+	c, err := m.connect(ctx, up)
 	if err != nil {
 		return out, err
 	}
@@ -104,12 +104,12 @@ func (m *Manager) AdvanceSlot(ctx context.Context, s fsm.Slot, to fsm.LSN) error
 
 // inDatabase runs f in a session of its own in another database than the manager's.
 func (m *Manager) inDatabase(ctx context.Context, what, database string, f func(*pgx.Conn) error) error {
-	cfg, err := m.connConfig(m.cfg.SocketDir, m.cfg.Port)
+	cfg, err := m.connConfig(Upstream{Host: m.cfg.SocketDir, Port: m.cfg.Port})
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	cfg.Database = database
-	c, err := pgx.ConnectConfig(ctx, cfg)
+	c, err := m.login(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -134,7 +134,7 @@ func (m *Manager) CopySlots(ctx context.Context, up Upstream, names []string) er
 	if pid, ok := m.RunningPostmaster(); ok {
 		return fmt.Errorf("copy slots: %w (pid %d): stop it first", ErrRunning, pid)
 	}
-	c, err := m.connect(ctx, up.Host, up.Port)
+	c, err := m.connect(ctx, up)
 	if err != nil {
 		return fmt.Errorf("copy slots: %w", err)
 	}

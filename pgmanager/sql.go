@@ -2,11 +2,16 @@ package pgmanager
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"matriarch/pgmanager/pgconf"
 )
 
 // MaintenanceDB is where the manager's own sessions live. It is not a Citus database: a session there would start Citus'
@@ -17,34 +22,55 @@ const connectTimeout = 3 * time.Second
 
 // local opens a session through the Unix socket.
 func (m *Manager) local(ctx context.Context) (*pgx.Conn, error) {
-	return m.connect(ctx, m.cfg.SocketDir, m.cfg.Port)
+	return m.connect(ctx, Upstream{Host: m.cfg.SocketDir, Port: m.cfg.Port})
 }
 
 // connect opens a session as superuser. Its settings are sent with the start packet, where no ALTER ROLE beats them. Its
 // commits do not wait for standbys: what the manager writes is written again by the next primary, and a wait would hang
 // the manager exactly when it is needed.
-func (m *Manager) connect(ctx context.Context, host string, port int) (*pgx.Conn, error) {
-	cfg, err := m.connConfig(host, port)
+func (m *Manager) connect(ctx context.Context, to Upstream) (*pgx.Conn, error) {
+	cfg, err := m.connConfig(to)
 	if err != nil {
 		return nil, err
 	}
-	c, err := pgx.ConnectConfig(ctx, cfg)
+	c, err := m.login(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", host, port, err)
+		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", to.Host, to.Port, err)
 	}
 	return c, nil
 }
 
-func (m *Manager) connConfig(host string, port int) (*pgx.ConnConfig, error) {
-	text := "sslmode=prefer"
-	if m.cfg.TLS != nil && host != m.cfg.SocketDir {
-		text = "sslmode=verify-ca sslrootcert='" + m.cfg.TLS.CAFile + "'"
+// login opens the session, also while a password is being changed: which of the two this server knows depends on what it replayed.
+func (m *Manager) login(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	c, err := pgx.ConnectConfig(ctx, cfg)
+	other := m.passwords.Load().other
+	if other == "" || cfg.Password == "" {
+		return c, err
 	}
-	cfg, err := pgx.ParseConfig(fmt.Sprintf("%s host='%s' port=%d dbname=%s", text, host, port, MaintenanceDB))
+	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != invalidPassword {
+		return c, err
+	}
+	cfg.Password = other
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
+const invalidPassword = "28P01"
+
+func (m *Manager) connConfig(to Upstream) (*pgx.ConnConfig, error) {
+	certificates := m.cfg.certificates(to.Security) && to.Host != m.cfg.SocketDir
+	ci := pgconf.Conninfo{"sslmode": "prefer"}
+	if certificates {
+		ci = m.cfg.tls().Link(m.cfg.tls().Superuser)
+	}
+	ci["host"], ci["port"], ci["dbname"] = to.Host, strconv.Itoa(to.Port), MaintenanceDB
+	cfg, err := pgx.ParseConfig(ci.String())
 	if err != nil {
-		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", host, port, err)
+		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d: %w", to.Host, to.Port, err)
 	}
-	cfg.User, cfg.Password = m.cfg.Superuser, m.cfg.SuperuserPassword
+	cfg.User, cfg.Password = m.cfg.Superuser, ""
+	if !certificates || to.Security.PasswordLinks() {
+		cfg.Password = m.passwords.Load().super
+	}
 	cfg.ConnectTimeout = connectTimeout
 	cfg.RuntimeParams = map[string]string{
 		"application_name":                    "matriarch",

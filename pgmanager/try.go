@@ -33,7 +33,7 @@ type Disk struct {
 // Try opens a new session on the Unix socket, as a stranger would, and on a primary writes a record through the log, durable here only.
 // It takes as long as ctx lets it. connected is called once the session is there.
 func (m *Manager) Try(ctx context.Context, primary bool, connected func()) Trial {
-	cfg, err := m.connConfig(m.cfg.SocketDir, m.cfg.Port)
+	cfg, err := m.connConfig(Upstream{Host: m.cfg.SocketDir, Port: m.cfg.Port})
 	if err != nil {
 		return Trial{Failed: true, Text: err.Error()}
 	}

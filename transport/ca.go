@@ -114,22 +114,14 @@ func (c *CA) SignCSR(csrPEM []byte, nodeID, name string, ips []net.IP, now time.
 	if err := errors.Join(checkID("node id", nodeID), checkID("node name", name)); err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
-	life := c.NodeLifetime
-	if life == 0 {
-		life = NodeLifetime
-	}
-	end := now.Add(life)
-	if end.After(c.cert.NotAfter) {
-		end = c.cert.NotAfter
-	}
 	tmpl := &x509.Certificate{
-		SerialNumber: newSerial(),
+		SerialNumber: nodeSerial(nodeID),
 		Subject:      pkix.Name{CommonName: name},
 		URIs:         []*url.URL{nodeURI(c.clusterID, nodeID)},
 		DNSNames:     []string{name, nodeID},
 		IPAddresses:  ips,
 		NotBefore:    now.Add(-backdate),
-		NotAfter:     end,
+		NotAfter:     c.end(now),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

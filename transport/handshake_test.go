@@ -87,6 +87,23 @@ func TestHandshakeMatrix(t *testing.T) {
 			want: ErrRefused, text: "bad certificate", log: clusterB,
 		},
 		{
+			name: "a certificate for PostgreSQL",
+			client: func(t *testing.T, ca, _ *CA) *NodeTLS {
+				id := hostile(t, self, ca, []*CA{ca}, nodeC, time.Now(), 7)
+				cert, key, err := ca.IssuePostgres(PostgresCert{NodeID: nodeC, Role: "postgres"}, time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				pair, err := tls.X509KeyPair(cert, key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				id.cur.Load().leaf = pair
+				return id
+			},
+			want: ErrRefused, text: "bad certificate", log: "does not belong to a node",
+		},
+		{
 			name: "expired certificate",
 			client: func(t *testing.T, ca, _ *CA) *NodeTLS {
 				return hostile(t, self, ca, []*CA{ca}, nodeC, time.Now().Add(-NodeLifetime-time.Minute), 7)

@@ -32,9 +32,13 @@ const (
 // RPCServer answers calls of other nodes: HTTP/1.1 and JSON over KindRPC.
 type RPCServer struct {
 	log   *slog.Logger
+	guard func(from Peer, call string) error
 	names *http.ServeMux
 	http  *http.Server
 }
+
+// Guard has every call asked whether its sender may make it; an error is the answer. Set it before Serve; without, all members may.
+func (s *RPCServer) Guard(may func(from Peer, call string) error) { s.guard = may }
 
 // NewRPCServer makes a server without calls; nil log discards.
 func NewRPCServer(log *slog.Logger) *RPCServer {
@@ -61,6 +65,11 @@ func Register[Req, Resp any](s *RPCServer, name string, fn func(ctx context.Cont
 		from, ok := PeerOf(c)
 		if !ok {
 			return nil, &Error{Code: CodeRefused, Message: "calls need a node certificate"}
+		}
+		if s.guard != nil {
+			if err := s.guard(from, name); err != nil {
+				return nil, &Error{Code: CodeRefused, Message: err.Error()}
+			}
 		}
 		req, err := decodeRequest[Req](body)
 		if err != nil {

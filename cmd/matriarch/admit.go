@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"matriarch/fsm"
@@ -20,7 +22,7 @@ func (n *node) admit(ctx context.Context, r transport.JoinRequest) (transport.Jo
 		return transport.JoinResponse{}, &transport.Error{Code: transport.CodeNotLeader, Message: "another node leads", Leader: st.LeaderAddr}
 	}
 	s := n.consensus.State()
-	if err := checkToken(s, r, time.Now()); err != nil {
+	if err := checkToken(s, r, time.Now(), n.joins.again(r)); err != nil {
 		return transport.JoinResponse{}, err
 	}
 	if err := checkNewcomer(s, r, time.Now()); err != nil {
@@ -37,22 +39,49 @@ func (n *node) admit(ctx context.Context, r transport.JoinRequest) (transport.Jo
 	if !res.OK {
 		return transport.JoinResponse{}, refusal("%s", res.Reason)
 	}
+	n.joins.remember(r)
 	return n.welcome(r)
+}
+
+// joins remembers whom this node has admitted: a host whose answer was lost may ask once more although its token is used up. Nobody else
+// may, or a token that was seen somewhere would for ever be good for the identity of a node that is known.
+type joins struct {
+	mu sync.Mutex
+	of map[string][sha256.Size]byte // request for a certificate, by node
+}
+
+// mostJoins bounds what is remembered.
+const mostJoins = 1000
+
+func (j *joins) remember(r transport.JoinRequest) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.of == nil || len(j.of) >= mostJoins {
+		j.of = map[string][sha256.Size]byte{}
+	}
+	j.of[r.NodeID] = sha256.Sum256(r.CSR)
+}
+
+// again reports whether this very request was admitted before. It is of use only to who has the key that it was signed with.
+func (j *joins) again(r transport.JoinRequest) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	was, ok := j.of[r.NodeID]
+	return ok && was == sha256.Sum256(r.CSR)
 }
 
 func refusal(format string, args ...any) error {
 	return &transport.Error{Code: transport.CodeRefused, Message: fmt.Sprintf(format, args...)}
 }
 
-func checkToken(s *fsm.State, r transport.JoinRequest, now time.Time) error {
+func checkToken(s *fsm.State, r transport.JoinRequest, now time.Time, again bool) error {
 	t, ok := s.Tokens[r.TokenID]
-	_, known := s.Nodes[fsm.NodeID(r.NodeID)]
 	switch {
 	case !ok || !transport.SecretMatches(r.Secret, t.Hash):
 		return refusal("the join token is not known to this cluster: it was revoked or copied wrongly; make one with `matriarch token create` on a node")
 	case now.After(t.Expires):
 		return refusal("the join token expired at %s: make another with `matriarch token create` on a node", t.Expires.Format(time.RFC3339))
-	case t.Uses <= 0 && !known:
+	case t.Uses <= 0 && !again:
 		return refusal("the join token is used up: make another with `matriarch token create` on a node")
 	}
 	return nil

@@ -21,29 +21,33 @@ func TestWhoMayJoin(t *testing.T) {
 	s.Groups[1] = fsm.Group{ID: 1, SystemID: "111"}
 	s.Nodes["member"] = fsm.Node{ID: "member", Name: "work1-1", Group: 1, Report: fsm.Report{PGVersion: 150020}}
 	good := transport.JoinRequest{TokenID: "good", Secret: "s", NodeID: "new", Group: 1, Version: "1.0.2", PGVersion: 15, Now: now}
+	var before joins
+	before.remember(transport.JoinRequest{NodeID: "repeats", CSR: []byte("a")})
 	for name, tc := range map[string]struct {
 		change func(*transport.JoinRequest)
 		want   string // part of the refusal; empty: admitted
 	}{
-		"a good host":               {func(*transport.JoinRequest) {}, ""},
-		"a development version":     {func(r *transport.JoinRequest) { r.Version = "dev" }, ""},
-		"the first of a new group":  {func(r *transport.JoinRequest) { r.Group, r.PGVersion = 2, 17 }, ""},
-		"unknown token":             {func(r *transport.JoinRequest) { r.TokenID = "none" }, "not known"},
-		"wrong secret":              {func(r *transport.JoinRequest) { r.Secret = "x" }, "not known"},
-		"expired token":             {func(r *transport.JoinRequest) { r.TokenID = "old" }, "expired"},
-		"used-up token":             {func(r *transport.JoinRequest) { r.TokenID = "used" }, "used up"},
-		"a member repeats its join": {func(r *transport.JoinRequest) { r.TokenID, r.NodeID = "used", "member" }, ""},
-		"clock behind":              {func(r *transport.JoinRequest) { r.Now = now.Add(-31 * time.Second) }, "clock"},
-		"clock ahead":               {func(r *transport.JoinRequest) { r.Now = now.Add(31 * time.Second) }, "clock"},
-		"clock just right":          {func(r *transport.JoinRequest) { r.Now = now.Add(30 * time.Second) }, ""},
-		"another major version":     {func(r *transport.JoinRequest) { r.Version = "2.0.0" }, "version of the same major"},
-		"another PostgreSQL":        {func(r *transport.JoinRequest) { r.PGVersion = 16 }, "PostgreSQL 16"},
-		"another database cluster":  {func(r *transport.JoinRequest) { r.SystemID = "222" }, "another database cluster"},
-		"data for an empty group":   {func(r *transport.JoinRequest) { r.Group, r.SystemID = 2, "222" }, "--adopt"},
+		"a good host":              {func(*transport.JoinRequest) {}, ""},
+		"a development version":    {func(r *transport.JoinRequest) { r.Version = "dev" }, ""},
+		"the first of a new group": {func(r *transport.JoinRequest) { r.Group, r.PGVersion = 2, 17 }, ""},
+		"unknown token":            {func(r *transport.JoinRequest) { r.TokenID = "none" }, "not known"},
+		"wrong secret":             {func(r *transport.JoinRequest) { r.Secret = "x" }, "not known"},
+		"expired token":            {func(r *transport.JoinRequest) { r.TokenID = "old" }, "expired"},
+		"used-up token":            {func(r *transport.JoinRequest) { r.TokenID = "used" }, "used up"},
+		"replayed for a member":    {func(r *transport.JoinRequest) { r.TokenID, r.NodeID = "used", "member" }, "used up"},
+		"and with another key":     {func(r *transport.JoinRequest) { r.TokenID, r.NodeID, r.CSR = "used", "repeats", []byte("b") }, "used up"},
+		"a host asks once more":    {func(r *transport.JoinRequest) { r.TokenID, r.NodeID, r.CSR = "used", "repeats", []byte("a") }, ""},
+		"clock behind":             {func(r *transport.JoinRequest) { r.Now = now.Add(-31 * time.Second) }, "clock"},
+		"clock ahead":              {func(r *transport.JoinRequest) { r.Now = now.Add(31 * time.Second) }, "clock"},
+		"clock just right":         {func(r *transport.JoinRequest) { r.Now = now.Add(30 * time.Second) }, ""},
+		"another major version":    {func(r *transport.JoinRequest) { r.Version = "2.0.0" }, "version of the same major"},
+		"another PostgreSQL":       {func(r *transport.JoinRequest) { r.PGVersion = 16 }, "PostgreSQL 16"},
+		"another database cluster": {func(r *transport.JoinRequest) { r.SystemID = "222" }, "another database cluster"},
+		"data for an empty group":  {func(r *transport.JoinRequest) { r.Group, r.SystemID = 2, "222" }, "--adopt"},
 	} {
 		r := good
 		tc.change(&r)
-		err := checkToken(s, r, now)
+		err := checkToken(s, r, now, before.again(r))
 		if err == nil {
 			err = checkNewcomer(s, r, now)
 		}

@@ -23,6 +23,7 @@ func adoptExisting(c *cli.Context, cfg *config.Config, dir identity.Dir) error {
 	if err != nil {
 		return err
 	}
+	pgcfg.TLS = false // no certificates before the node runs
 	m, err := pgmanager.New(pgcfg, slog.New(slog.NewTextHandler(c.App.ErrWriter, nil)))
 	if err != nil {
 		return err
@@ -33,6 +34,9 @@ func adoptExisting(c *cli.Context, cfg *config.Config, dir identity.Dir) error {
 		return err
 	}
 	cfg.PostgreSQL.HBA, cfg.PostgreSQL.Parameters, cfg.PostgreSQL.SocketDir = a.HBA, a.Parameters, a.SocketDir
+	if a.TLS.CertFile != "" {
+		cfg.Certificates.CertFile, cfg.Certificates.KeyFile, cfg.Certificates.CAFile = a.TLS.CertFile, a.TLS.KeyFile, a.TLS.CAFile
+	}
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("what was found cannot be configured: %w", err)
 	}

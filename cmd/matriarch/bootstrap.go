@@ -142,6 +142,9 @@ func newMembership(cfg *config.Config, c *cli.Context) (membership, error) {
 	}
 	set := fsm.DefaultSettings()
 	set.TTL, set.Databases, set.Citus = c.Duration("ttl"), c.StringSlice("database"), !c.Bool("no-citus")
+	if c.Bool("adopt") { // who uses the server now goes on as before
+		set.PostgresTLS = ""
+	}
 	m.first = fsm.Bootstrap{
 		ClusterID: cluster, Incarnation: 1, Settings: set, Node: nodeOf(full, fsm.NodeID(nodeID)),
 		Token: &fsm.Token{ID: t.ID, Hash: transport.HashSecret(t.Secret), Expires: expires.UTC().Truncate(time.Second), Uses: c.Int("token-uses"), Made: now.UTC().Truncate(time.Second)},

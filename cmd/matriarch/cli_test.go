@@ -119,6 +119,10 @@ func (f *fake) WouldSwitch(_ context.Context, _ fsm.Node, _ fsm.GroupID, to fsm.
 	return to, f.unfit
 }
 
+func (f *fake) Keys(context.Context, fsm.Node, admin.KeysRequest) (admin.KeysAnswer, error) {
+	return admin.KeysAnswer{}, nil
+}
+
 func (f *fake) Citus(_ context.Context, to fsm.Node, r admin.CitusRequest) ([]admin.CitusAnswer, error) {
 	if r.Do.Writes() {
 		f.did = append(f.did, r.Do)

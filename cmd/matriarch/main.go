@@ -48,6 +48,7 @@ type cluster interface {
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
 	Support(ctx context.Context, n fsm.Node) (map[string]string, error)
+	Keys(ctx context.Context, n fsm.Node, r admin.KeysRequest) (admin.KeysAnswer, error)
 	Snapshot(ctx context.Context) ([]byte, error)
 	Close()
 }
@@ -112,7 +113,7 @@ func (p *program) app() *cli.App {
 		},
 		Commands: append(leadVerbs(),
 			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.transferVerb(),
-			p.citusVerb(), p.slotsVerb(),
+			p.citusVerb(), p.slotsVerb(), p.certificatesVerb(), p.caVerb(), p.passwordVerb(),
 			p.configVerb(), p.demoVerb(), p.doctorVerb(), p.supportVerb(), p.completionVerb(), p.manpagesVerb(), p.versionVerb(), p.upgradeVerb(), p.snapshotVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,

@@ -11,6 +11,7 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/conductor"
 	"matriarch/pgmanager"
+	"matriarch/pgmanager/pgconf"
 )
 
 // metadata keeps pg_dist_node right while this node leads; nil without Citus.
@@ -18,7 +19,12 @@ func (n *node) metadata(pg pgmanager.Config) conductor.Metadata {
 	if !pg.Citus {
 		return nil
 	}
-	n.citus = citus.NewPool(citus.Config{User: pg.Superuser, Password: pg.SuperuserPassword})
+	n.citus = citus.NewPool(citus.Config{User: pg.Superuser, Secret: n.pg.Password, TLS: n.pg.TLSPaths(), Access: func() citus.Access {
+		if !pg.TLS {
+			return citus.Access{}
+		}
+		return citus.Access{Security: pgconf.Security(n.linkSecurity()), Pooled: n.consensus.State().Cluster.Settings.CitusPoolPort != 0}
+	}})
 	return &metadata{pool: n.citus, log: n.log}
 }
 

@@ -20,6 +20,9 @@ func (n *node) stateChanged(prev, next *fsm.State) {
 	if n.roles != nil {
 		n.roles.moved()
 	}
+	if n.certs != nil && len(prev.Removed) != len(next.Removed) {
+		n.certs.Look()
+	}
 	if len(prev.Nodes) != len(next.Nodes) || !slices.Equal(peersOf(prev), peersOf(next)) {
 		select {
 		case n.changed <- struct{}{}:

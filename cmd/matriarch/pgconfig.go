@@ -5,6 +5,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"matriarch/internal/config"
 	"matriarch/internal/identity"
@@ -53,6 +54,17 @@ func postgresConfig(cfg config.Config, dir identity.Dir) (pgmanager.Config, erro
 		BinDir: p.BinDir, DataDir: p.DataDir, RunDir: filepath.Join(cfg.StateDir, "pg"), SocketDir: p.SocketDir, Host: host, Port: num,
 		ListenAddresses: listen, User: p.User, Superuser: p.Superuser, ReplicationUser: p.ReplicationUser, SuperuserPassword: super,
 		ReplicationPassword: repl, Name: cfg.Node.Name, Parameters: p.Parameters, HBA: p.HBA, Citus: cfg.Citus.Enabled, LogFile: p.LogFile,
-		SetAsideLimit: p.SetAsideLimit,
+		SetAsideLimit: p.SetAsideLimit, TLS: !ownSSL(p.Parameters), ForeignCA: cfg.Certificates.CAFile != "",
 	}, nil
+}
+
+// ownSSL reports whether the operator set PostgreSQL's ssl settings by hand, which then stay as they are.
+func ownSSL(parameters map[string]string) bool {
+	for name := range parameters {
+		switch strings.ToLower(name) {
+		case "ssl", "ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file":
+			return true
+		}
+	}
+	return false
 }

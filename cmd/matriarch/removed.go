@@ -8,6 +8,9 @@ import (
 	"matriarch/transport"
 )
 
+// callRemoved asks a node whether the caller was taken out.
+const callRemoved = "removed"
+
 type removedAnswer struct {
 	Removed bool `json:"removed"`
 }
@@ -47,5 +50,5 @@ func (n *node) removedBy(ctx context.Context, id fsm.NodeID, addr string) bool {
 	cctx, cancel := context.WithTimeout(ctx, askEvery)
 	defer cancel()
 	var ans removedAnswer
-	return n.client.Call(cctx, addr, string(id), "removed", struct{}{}, &ans) == nil && ans.Removed
+	return n.client.Call(cctx, addr, string(id), callRemoved, struct{}{}, &ans) == nil && ans.Removed
 }

@@ -23,6 +23,7 @@ import (
 	"matriarch/internal/admin"
 	"matriarch/internal/agent"
 	"matriarch/internal/api"
+	"matriarch/internal/certificates"
 	"matriarch/internal/conductor"
 	"matriarch/internal/config"
 	"matriarch/internal/identity"
@@ -41,6 +42,7 @@ type node struct {
 	id  identity.Identity
 	log *slog.Logger
 
+	tls       *transport.NodeTLS
 	mux       *transport.Mux
 	rpc       *transport.RPCServer
 	client    *transport.Client
@@ -58,6 +60,9 @@ type node struct {
 	events    *obs.Events
 	proxy     *proxy.Proxy // nil without one
 	roles     *roles       // nil without a proxy
+
+	certs *certificates.Keeper
+	joins joins
 
 	changed chan struct{}                        // the nodes of the state moved: peers.json is written anew
 	leading atomic.Pointer[consensus.Leadership] // while this node leads
@@ -83,10 +88,18 @@ func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, er
 	if n.pg, err = pgmanager.New(pgcfg, log); err != nil {
 		return n, err
 	}
+	if staged, err := n.dir.StagedSecret(identity.Superuser); err != nil {
+		return n, err
+	} else if staged != "" { // a change of the passwords was interrupted
+		n.pg.StagePasswords(staged)
+	}
 	if err := n.pg.CheckData(); err != nil {
 		return n, err
 	}
 	if err := errors.Join(n.openAPI(), n.network()); err != nil {
+		return n, err
+	}
+	if err := n.certificates(ctx, pgcfg); err != nil {
 		return n, err
 	}
 	if err := n.openProxy(); err != nil {
@@ -109,7 +122,15 @@ func (n *node) openAPI() (err error) {
 	if err != nil {
 		return portInUse(err, "api.listen", n.cfg.API.Listen)
 	}
-	n.api = api.New(api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log})
+	access, err := apiAccess(n.cfg.API)
+	if err != nil {
+		return err
+	}
+	cfg := api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log, Access: access, Writer: source{n}}
+	if n.cfg.API.TLS == "on" {
+		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server)
+	}
+	n.api = api.New(cfg)
 	return nil
 }
 
@@ -119,6 +140,7 @@ func (n *node) network() error {
 	if err != nil {
 		return err
 	}
+	n.tls = tls
 	n.metrics.Certificate(tls.Expires)
 	netw := transport.TCP{Source: sourceIP(n.cfg.Listen)}
 	n.mux, err = transport.Listen(netw, n.cfg.Listen, transport.ServerConfig{Identity: tls, Log: n.log, Allow: n.allow})
@@ -128,6 +150,7 @@ func (n *node) network() error {
 	dialer := &transport.Dialer{Network: netw, Identity: tls}
 	n.client = transport.NewClient(dialer)
 	n.rpc = transport.NewRPCServer(n.log)
+	n.rpc.Guard(n.mayCall)
 	n.join = transport.NewJoinServer(n.log, n.admit)
 	n.consensus, err = consensus.Open(consensus.Config{
 		ID: n.id.NodeID, Name: n.id.Name, Advertise: n.cfg.Advertise, Dir: n.cfg.RaftDir, Seeds: n.seeds(),
@@ -179,7 +202,7 @@ func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.log)
+	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.linkSecurity, n.log)
 	n.agent = agent.New(agent.Config{
 		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: n.postgres, Sentinel: n.sentinel, Peers: peers{n}, Clock: clock,
 		Hooks: instance.NewHooks(ctx, n.cfg.Hooks, n.pg, n.log), Log: n.log, Decided: n.nodeDecided,
@@ -201,7 +224,7 @@ func (n *node) services() {
 		return n.probe(ctx, r)
 	})
 	transport.Register(n.rpc, callWord, n.giveWord)
-	transport.Register(n.rpc, "removed", n.tellRemoved)
+	transport.Register(n.rpc, callRemoved, n.tellRemoved)
 	transport.Register(n.rpc, admin.CallSupport, n.support)
 	admin.Register(n.rpc, source{n})
 }
@@ -216,6 +239,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.learnRemoval(ctx) })
 	g.Go(func() error { return n.rebalanceAsked(ctx) })
 	g.Go(func() error { return n.settle(ctx) })
+	g.Go(func() error { return n.certs.Run(ctx) })
 	if n.proxy != nil {
 		g.Go(func() error { return n.roles.run(ctx) })
 		g.Go(func() error { return n.proxy.Run(ctx) })
@@ -333,9 +357,24 @@ func clock() lease.Stamp {
 	return lease.Stamp{Raw: s.Raw, Boot: s.Boot}
 }
 
-// allow keeps removed nodes out of Raft and gossip. Calls stay open to them: that is how they learn it.
+// allow keeps removed nodes out of Raft and gossip. Connections for calls stay open to them, for the one by which they learn it.
 func (n *node) allow(k transport.Kind, p transport.Peer) error {
-	if n.consensus == nil || (k != transport.KindRaft && k != transport.KindGossip) {
+	if k != transport.KindRaft && k != transport.KindGossip {
+		return nil
+	}
+	return n.stays(p)
+}
+
+// mayCall leaves one call to removed nodes.
+func (n *node) mayCall(from transport.Peer, call string) error {
+	if call == callRemoved {
+		return nil
+	}
+	return n.stays(from)
+}
+
+func (n *node) stays(p transport.Peer) error {
+	if n.consensus == nil {
 		return nil
 	}
 	if _, gone := n.consensus.State().Removed[fsm.NodeID(p.NodeID)]; gone {

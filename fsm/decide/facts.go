@@ -171,8 +171,20 @@ func (f Facts) wantStandbyConf() Conf {
 
 // shared fills in what is the same on all nodes.
 func (f Facts) shared(c Conf) Conf {
-	c.Access, c.Links, c.Spaces, c.Logical = Access(f.State), Links(f.State), len(f.Settings.Databases), f.Group.HasLogicalSlots()
+	c.Access, c.Links, c.Spaces, c.Logical, c.Security = Access(f.State), Links(f.State), len(f.Settings.Databases), f.Group.HasLogicalSlots(), Security(f.State)
 	return c
+}
+
+// Security tells apart the ways in which links prove themselves; empty: by passwords.
+func Security(s *fsm.State) string {
+	how := string(s.Cluster.Settings.PostgresTLS)
+	if how == string(fsm.LinksOff) {
+		how = ""
+	}
+	if s.Cluster.Settings.CitusPoolPort != 0 {
+		how += " pooled"
+	}
+	return how
 }
 
 // Links is a number that changes after every change of primary anywhere. Citus' sessions keep a connection to a server that was

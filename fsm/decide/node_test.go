@@ -25,6 +25,7 @@ func world(edit ...func(*fsm.Group)) *fsm.State {
 	s := fsm.NewState()
 	s.Index = 10
 	s.Cluster = fsm.Cluster{ID: "x", Incarnation: 1, Settings: fsm.DefaultSettings()}
+	s.Cluster.Settings.PostgresTLS = "" // the examples name none, like Access and Links
 	for i, id := range []fsm.NodeID{"a", "b", "c"} {
 		s.Nodes[id] = fsm.Node{ID: id, Name: "n-" + string(id), Peer: string(id) + ":1", Postgres: string(id) + ":2", Joined: uint64(i + 1)}
 	}
@@ -249,6 +250,11 @@ var nodeExamples = []nodeExample{
 	{"a logical slot was asked for", "R330", standby(group(func(g *fsm.Group) { g.Slots = []fsm.Slot{{Name: "cdc", Type: fsm.Logical}} })), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a", Logical: true}}},
 	{"another primary elsewhere", "R230", primary(elsewhere), Configure{Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}}},
 	{"another primary elsewhere, to a standby", "R330", standby(elsewhere), Configure{Conf{Phase: Open, Epoch: ep(1), Upstream: "a"}}},
+	{"links by certificate", "R230", primary(func(v *View) {
+		s := *v.State
+		s.Cluster.Settings.PostgresTLS = fsm.LinksBoth
+		v.State = &s
+	}), Configure{Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1), Security: "both"}}},
 	{"another database", "R230", primary(func(v *View) {
 		s := *v.State
 		s.Cluster.Settings.Databases = []string{"app", "web"}

@@ -105,12 +105,13 @@ type Conf struct {
 	Links    uint64       // when it changes, sessions give up their connections to other groups, as Links says
 	Spaces   int          // how many databases need worker processes
 	Logical  bool         // the group has logical slots that standbys keep, too
+	Security string       // how links prove themselves, as Security says
 }
 
 // Equal compares two configurations.
 func (c Conf) Equal(o Conf) bool {
 	return c.Phase == o.Phase && c.Sync.Equal(o.Sync) && slices.Equal(c.Order, o.Order) && c.Epoch == o.Epoch && c.Upstream == o.Upstream && c.Access == o.Access &&
-		c.Links == o.Links && c.Spaces == o.Spaces && c.Logical == o.Logical
+		c.Links == o.Links && c.Spaces == o.Spaces && c.Logical == o.Logical && c.Security == o.Security
 }
 
 // Plan is the outcome of a decision.

@@ -247,6 +247,10 @@ func (n *node) Reinit(context.Context, fsm.NodeID) error {
 	return errors.New("it is a primary: switch over first")
 }
 
+func (n *node) Keys(_ context.Context, r admin.KeysRequest) (admin.KeysAnswer, error) {
+	return admin.KeysAnswer{Staged: r.Do == admin.KeysShow}, nil
+}
+
 func (n *node) Citus(_ context.Context, r admin.CitusRequest) ([]admin.CitusAnswer, error) {
 	if r.Do.Writes() {
 		return nil, errors.New("group 1 holds the only copy of shards")

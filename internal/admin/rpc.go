@@ -20,6 +20,7 @@ const (
 	CallCitus       = "citus"
 	CallReinit      = "reinit"
 	CallTransfer    = "transfer_leader"
+	CallKeys        = "keys"
 	CallSnapshot    = "snapshot"
 )
 
@@ -41,6 +42,8 @@ type Source interface {
 	TransferLeader(ctx context.Context, to fsm.NodeID) (fsm.NodeID, error)
 	// Citus looks at the Citus metadata, or, on the leader, changes what an operator may.
 	Citus(ctx context.Context, r CitusRequest) ([]CitusAnswer, error)
+	// Keys looks at or changes this node's certificates and passwords.
+	Keys(ctx context.Context, r KeysRequest) (KeysAnswer, error)
 }
 
 // SwitchQuestion asks what a switchover would do.
@@ -142,6 +145,10 @@ func Register(rpc *transport.RPCServer, src Source) {
 	transport.Register(rpc, CallTransfer, func(ctx context.Context, _ transport.Peer, r TransferRequest) (fsm.NodeID, error) {
 		to, err := src.TransferLeader(ctx, r.To)
 		return to, refused(err)
+	})
+	transport.Register(rpc, CallKeys, func(ctx context.Context, _ transport.Peer, r KeysRequest) (KeysAnswer, error) {
+		out, err := src.Keys(ctx, r)
+		return out, refused(err)
 	})
 	transport.Register(rpc, CallCitus, func(ctx context.Context, _ transport.Peer, r CitusRequest) ([]CitusAnswer, error) {
 		out, err := src.Citus(ctx, r)

@@ -88,6 +88,20 @@ func ClusterSettings() []Setting {
 				return nil
 			},
 		},
+		{
+			"postgresql_tls", "how the nodes' PostgreSQL prove themselves to each other: on (certificates only), both (certificates, passwords still accepted) or off",
+			func(s fsm.Settings) string { return string(s.PostgresTLS.Or()) },
+			func(s *fsm.Settings, v string) error {
+				if v == "" || !fsm.LinkSecurity(v).Known() {
+					return fmt.Errorf("%q: use on, both or off", v)
+				}
+				s.PostgresTLS = fsm.LinkSecurity(v)
+				if s.PostgresTLS == fsm.LinksOff { // what versions without this setting have
+					s.PostgresTLS = ""
+				}
+				return nil
+			},
+		},
 	}
 }
 

@@ -143,7 +143,11 @@ func (a *Agent) withMissing(s *fsm.State, v decide.View) []decide.Sender {
 
 func (a *Agent) roster(s *fsm.State) Roster {
 	n := s.Nodes[a.cfg.Self]
-	r := Roster{Self: a.cfg.Self, Group: s.Groups[n.Group], Members: s.Members(n.Group), Databases: s.Cluster.Settings.Databases, Citus: s.Cluster.Settings.Citus}
+	set := s.Cluster.Settings
+	r := Roster{
+		Self: a.cfg.Self, Group: s.Groups[n.Group], Members: s.Members(n.Group), Databases: set.Databases, Citus: set.Citus,
+		Security: set.PostgresTLS.Or(), Pooled: set.CitusPoolPort != 0,
+	}
 	r.Absent = a.absent(s, r.Members)
 	for _, id := range s.NodeIDs() {
 		r.Nodes = append(r.Nodes, s.Nodes[id])

@@ -49,7 +49,9 @@ type Roster struct {
 	Nodes     []fsm.Node // of the whole cluster, whose managers and Citus nodes may connect
 	Databases []string
 	Citus     bool
-	Absent    []fsm.NodeID // members that have not been heard of for so long that nothing is kept for them
+	Absent    []fsm.NodeID     // members that have not been heard of for so long that nothing is kept for them
+	Security  fsm.LinkSecurity // how links prove themselves
+	Pooled    bool             // Citus' links lead to connection pools
 }
 
 // Observation is what PostgreSQL says of itself.

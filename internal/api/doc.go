@@ -3,8 +3,8 @@
 //
 // cmd serves it on the configured address. Everything it tells comes from one admin.Status per request, which costs no I/O.
 //
-// Invariants: it is read-only; /primary answers 200 only while the lease is valid and PostgreSQL is open to clients under it; a slow or
+// Invariants: nothing is changed unless Access allows it and the request carries a credential; /primary answers 200 only while the lease is valid and PostgreSQL is open to clients under it; a slow or
 // silent client costs one connection for a bounded time.
 //
-// It must never reach another node or PostgreSQL to answer, nor show a secret.
+// It must never reach another node or PostgreSQL to answer a read, nor show a secret.
 package api

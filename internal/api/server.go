@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,9 @@ type Config struct {
 	Source  Source
 	Metrics *obs.Metrics
 	Log     *slog.Logger
+	Access  Access
+	Writer  Writer      // nil: nothing can be changed
+	TLS     *tls.Config // nil: plain HTTP
 }
 
 const (
@@ -37,12 +41,13 @@ const (
 // Server answers HTTP.
 type Server struct {
 	cfg  Config
+	gate *gate
 	http *http.Server
 }
 
 // New makes a server; Serve starts it.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, gate: newGate(cfg.Access)}
 	s.http = &http.Server{
 		Handler: s.Handler(), ReadHeaderTimeout: readTimeout / 2, ReadTimeout: readTimeout, WriteTimeout: readTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
@@ -52,6 +57,9 @@ func New(cfg Config) *Server {
 
 // Serve answers on l until Close; then it returns nil.
 func (s *Server) Serve(l net.Listener) error {
+	if s.cfg.TLS != nil {
+		l = tls.NewListener(l, s.cfg.TLS)
+	}
 	if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP on %s: %w", l.Addr(), err)
 	}
@@ -70,22 +78,25 @@ func (s *Server) Handler() http.Handler {
 		}
 		mux.HandleFunc(path, s.reading(s.check(check)))
 	}
-	mux.HandleFunc("/patroni", s.reading(func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/patroni", s.reading(s.private(func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, nodeStatus(s.cfg.Source.Status(r.Context())))
-	}))
-	mux.HandleFunc("/failsafe", s.reading(func(w http.ResponseWriter, r *http.Request) {
+	})))
+	mux.HandleFunc("/failsafe", s.reading(s.private(func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, failsafeView(s.cfg.Source.Status(r.Context())))
-	}))
-	mux.HandleFunc("/cluster", s.reading(s.withState(clusterView)))
-	mux.HandleFunc("/history", s.reading(s.withState(historyView)))
-	mux.HandleFunc("/config", s.reading(s.withState(configView)))
+	})))
+	mux.HandleFunc("/cluster", s.reading(s.private(s.withState(clusterView))))
+	mux.HandleFunc("/history", s.reading(s.private(s.withState(historyView))))
+	mux.HandleFunc("/config", s.reading(s.private(s.withState(configView))))
 	if s.cfg.Metrics != nil {
-		mux.HandleFunc("/metrics", s.reading(s.metrics))
+		mux.HandleFunc("/metrics", s.reading(s.private(s.metrics)))
+	}
+	for pattern, do := range s.writes() {
+		mux.HandleFunc(pattern, s.writing(do))
 	}
 	mux.HandleFunc("/", s.reading(func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, "not_found", fmt.Sprintf("there is no %s here", r.URL.Path), "see docs for the paths; /cluster shows the formation")
 	}))
-	return http.MaxBytesHandler(mux, maxBody)
+	return s.gate.enter(http.MaxBytesHandler(mux, maxBody))
 }
 
 // reading refuses everything that would change something, and answers OPTIONS like HEAD.
@@ -97,8 +108,16 @@ func (s *Server) reading(next http.HandlerFunc) http.HandlerFunc {
 		case http.MethodOptions:
 			next(statusOnly{w}, r)
 		default:
-			w.Header().Set("Allow", "GET, HEAD, OPTIONS")
-			writeError(w, http.StatusMethodNotAllowed, "read_only", r.Method+" is not offered: this interface only reads", "use the command line: matriarch --help")
+			readOnly(w, r)
+		}
+	}
+}
+
+// private asks for a credential where reads are closed. Health checks are never private: they tell no more than an open port does.
+func (s *Server) private(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.cfg.Access.ReadsClosed || s.gate.authorised(w, r) {
+			next(w, r)
 		}
 	}
 }
@@ -120,6 +139,10 @@ func (s *Server) check(ok checkFunc) http.HandlerFunc {
 		code := http.StatusServiceUnavailable
 		if pass {
 			code = http.StatusOK
+		}
+		if s.cfg.Access.ReadsClosed {
+			w.WriteHeader(code) // the status is all that a load balancer needs
+			return
 		}
 		writeJSON(w, code, nodeStatus(st))
 	}

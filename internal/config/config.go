@@ -16,12 +16,15 @@ type Config struct {
 	StateDir   string     `yaml:"state_dir" help:"Directory for everything of Matriarch's on this host; its subdirectory secrets holds the keys and passwords, mode 0600."`
 	RaftDir    string     `yaml:"raft_dir,omitempty" derived:"<state_dir>/raft" help:"Directory of the replicated log. Best not on the disk of data_dir: a lease is only as steady as this fsync."`
 	PostgreSQL PostgreSQL `yaml:"postgresql"`
-	Citus      Citus      `yaml:"citus"`
-	Proxy      Proxy      `yaml:"proxy"`
-	Log        Log        `yaml:"log"`
-	Sentinel   Sentinel   `yaml:"sentinel,omitempty"`
-	Hooks      Hooks      `yaml:"hooks"`
-	Peers      []string   `yaml:"peers,omitempty" help:"Addresses of known nodes, written by join. For information and first contact only; the replicated state is what counts."`
+
+	Certificates Certificates `yaml:"certificates"`
+
+	Citus    Citus    `yaml:"citus"`
+	Proxy    Proxy    `yaml:"proxy"`
+	Log      Log      `yaml:"log"`
+	Sentinel Sentinel `yaml:"sentinel,omitempty"`
+	Hooks    Hooks    `yaml:"hooks"`
+	Peers    []string `yaml:"peers,omitempty" help:"Addresses of known nodes, written by join. For information and first contact only; the replicated state is what counts."`
 }
 
 // Node says who this node is.
@@ -48,6 +51,18 @@ type Tags struct {
 type API struct {
 	Listen    string `yaml:"listen" help:"Address and port of the HTTP API and the health checks."`
 	Advertise string `yaml:"advertise,omitempty" derived:"host of advertise, port of api.listen" help:"Address and port under which others reach the API."`
+
+	Reads        string   `yaml:"reads" values:"open closed" help:"closed: everything but the status of health checks needs a credential."`
+	Writes       string   `yaml:"writes" values:"off on" help:"on: whoever shows a credential may POST /switchover, /failover, /restart and /reinitialize, DELETE /switchover and PATCH /config. Needs tls."`
+	Allow        []string `yaml:"allow,omitempty" help:"Addresses and networks of the clients that are answered; empty: all."`
+	RateLimit    int      `yaml:"rate_limit" help:"Requests a second that one address may make, and twice that at once; 0: no limit."`
+	TLS          string   `yaml:"tls" values:"off on" help:"on: HTTPS, with cert_file, or with this node's own server certificate, which the cluster's CA signs."`
+	CertFile     string   `yaml:"cert_file,omitempty" help:"Certificate of your own for HTTPS, with its chain. Read again when it changes."`
+	KeyFile      string   `yaml:"key_file,omitempty" help:"Key of cert_file."`
+	ClientCAFile string   `yaml:"client_ca_file,omitempty" help:"CA whose client certificates are a credential. Read again when it changes."`
+	TokenFile    string   `yaml:"token_file,omitempty" help:"File with a bearer token, which is a credential; at least 20 characters. Read again when it changes."`
+	Username     string   `yaml:"username,omitempty" help:"User name of basic authentication, as Patroni's clients send it: with the password a credential."`
+	PasswordFile string   `yaml:"password_file,omitempty" help:"File with the password of username. Read again when it changes."`
 }
 
 // PostgreSQL describes the one server of this node.
@@ -64,6 +79,15 @@ type PostgreSQL struct {
 	HBA             []string          `yaml:"hba,omitempty" derived:"scram-sha-256 from everywhere" help:"Lines of pg_hba.conf for clients, after those that Matriarch needs."`
 	SetAsideLimit   int               `yaml:"set_aside_limit" help:"Data directories that clones leave aside, at most; 0: no limit. Beyond it the oldest goes if all of it came from a primary, and else a clone is refused."`
 	LogFile         string            `yaml:"log_file,omitempty" derived:"<state_dir>/postgresql.log" help:"File for what the server prints."`
+}
+
+// Certificates says what this node's certificates are like. Empty files: all are Matriarch's own.
+type Certificates struct {
+	Lifetime time.Duration `yaml:"lifetime" help:"How long a new certificate of this node is valid; it is renewed after two thirds of that."`
+	Names    []string      `yaml:"names,omitempty" help:"Further host names and addresses under which clients reach this PostgreSQL, for its server certificate."`
+	CertFile string        `yaml:"cert_file,omitempty" help:"Server certificate of your own for PostgreSQL, with its chain. It must name the host of postgresql.advertise. Read again when it changes."`
+	KeyFile  string        `yaml:"key_file,omitempty" help:"Key of cert_file."`
+	CAFile   string        `yaml:"ca_file,omitempty" help:"CA of your own that signs PostgreSQL's certificates, trusted beside the cluster's; the same on all nodes. Whoever it signs a client certificate for may log in under that name where pg_hba.conf says cert."`
 }
 
 // Citus switches the extension.
@@ -134,7 +158,7 @@ func Default() Config {
 	return Config{
 		Node:     Node{Tags: Tags{FailoverPriority: 1}},
 		Listen:   "0.0.0.0:7400",
-		API:      API{Listen: "0.0.0.0:8008"},
+		API:      API{Listen: "0.0.0.0:8008", Reads: "open", Writes: "off", RateLimit: 200, TLS: "off"},
 		StateDir: "/var/lib/matriarch",
 		PostgreSQL: PostgreSQL{
 			Listen:          "0.0.0.0:5432",
@@ -142,6 +166,8 @@ func Default() Config {
 			ReplicationUser: "matriarch_replication",
 			SetAsideLimit:   2,
 		},
+		Certificates: Certificates{Lifetime: 365 * 24 * time.Hour},
+
 		Citus: Citus{Enabled: true},
 		Proxy: Proxy{
 			Standby: ProxyStandby{Groups: "coordinator", MaxLagBytes: 16 << 20}, MaxConnections: 1000, WaitLimit: 10 * time.Second, ConnectTimeout: 3 * time.Second,

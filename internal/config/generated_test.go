@@ -41,6 +41,7 @@ func TestSampleIsTheDefault(t *testing.T) {
 	}
 	want := Default().Complete()
 	want.Peers, want.PostgreSQL.HBA, want.PostgreSQL.Parameters = []string{}, []string{}, map[string]string{}
+	want.API.Allow, want.Certificates.Names = []string{}, []string{}
 	want.Hooks.PrePromote, want.Hooks.FenceCommand, want.Hooks.OnRoleChange = []string{}, []string{}, []string{}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-default +sample):\n%s", diff)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -65,6 +66,8 @@ func (c Config) problems() problems {
 	ps.paths(c)
 	ps.postgresql(c.PostgreSQL)
 	ps.proxy(c.Proxy)
+	ps.certificates(c.Certificates)
+	ps.api(c.API)
 	ps.hooks(c)
 	walk(reflect.ValueOf(c), "", func(f field, v reflect.Value) {
 		if len(f.values) > 0 && !slices.Contains(f.values, v.String()) {
@@ -72,6 +75,58 @@ func (c Config) problems() problems {
 		}
 	})
 	return ps
+}
+
+func (ps *problems) api(a API) {
+	credential := a.ClientCAFile != "" || a.TokenFile != "" || a.Username != ""
+	for _, p := range []struct {
+		wrong      bool
+		path, text string
+	}{
+		{a.RateLimit < 0, "rate_limit", "must be 0 (no limit) or greater"},
+		{a.Writes == "on" && a.TLS != "on", "writes", "needs api.tls: on, as credentials could be read on the way"},
+		{(a.Writes == "on" || a.Reads == "closed") && !credential, "writes", "and closed reads need a credential: set client_ca_file, token_file, or username and password_file"},
+		{a.Reads == "closed" && a.TLS != "on" && (a.TokenFile != "" || a.Username != ""), "reads", "closed with a token or password needs api.tls: on, as they could be read on the way"},
+		{(a.CertFile == "") != (a.KeyFile == ""), "cert_file", "goes with key_file: set both or none"},
+		{(a.Username == "") != (a.PasswordFile == ""), "username", "goes with password_file: set both or none"},
+		{a.ClientCAFile != "" && a.TLS != "on", "client_ca_file", "needs api.tls: on"},
+	} {
+		if p.wrong {
+			ps.add("api."+p.path, "%s", p.text)
+		}
+	}
+	for i, s := range a.Allow {
+		if _, err := netip.ParsePrefix(s); err != nil && net.ParseIP(s) == nil {
+			ps.add(fmt.Sprintf("api.allow[%d]", i), "%q is no address or network: write 10.0.0.7 or 10.0.0.0/8", s)
+		}
+	}
+	for path, file := range map[string]string{"cert_file": a.CertFile, "key_file": a.KeyFile, "client_ca_file": a.ClientCAFile, "token_file": a.TokenFile, "password_file": a.PasswordFile} {
+		if file != "" && !filepath.IsAbs(file) {
+			ps.add("api."+path, "%q must be an absolute path", file)
+		}
+	}
+}
+
+// shortestCertificate leaves a node time to renew, and the others' clocks to differ.
+const shortestCertificate = 10 * time.Second
+
+func (ps *problems) certificates(c Certificates) {
+	if c.Lifetime < shortestCertificate {
+		ps.add("certificates.lifetime", "%s must be %s or longer; 8760h is a year", c.Lifetime, shortestCertificate)
+	}
+	for i, n := range c.Names {
+		if !validHost(n) {
+			ps.add(fmt.Sprintf("certificates.names[%d]", i), "%q is neither an IP address nor a host name", n)
+		}
+	}
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		ps.add("certificates.cert_file", "goes with key_file: set both or none")
+	}
+	for _, f := range []struct{ path, value string }{{"cert_file", c.CertFile}, {"key_file", c.KeyFile}, {"ca_file", c.CAFile}} {
+		if f.value != "" && !filepath.IsAbs(f.value) {
+			ps.add("certificates."+f.path, "%q must be an absolute path", f.value)
+		}
+	}
 }
 
 func (ps *problems) node(n Node) {

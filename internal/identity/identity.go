@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -52,11 +53,23 @@ func (d Dir) CertFile() string { return filepath.Join(d.tlsDir(), "node.crt") }
 // KeyFile is the node's private key.
 func (d Dir) KeyFile() string { return filepath.Join(d.tlsDir(), "node.key") }
 
-// CAFile is the cluster's CA certificate.
+// CAFile is the certificate of the cluster's CA, first, and of those that are trusted beside it while it is replaced.
 func (d Dir) CAFile() string { return filepath.Join(d.tlsDir(), "ca.crt") }
 
 // CAKeyFile is the cluster's CA key: every node has it, so that any leader can sign.
 func (d Dir) CAKeyFile() string { return filepath.Join(d.tlsDir(), "ca.key") }
+
+// NextCAFile is the certificate of the CA that will take over: trusted already, signing nothing yet. It is there during a rotation only.
+func (d Dir) NextCAFile() string { return filepath.Join(d.tlsDir(), "next.crt") }
+
+// NextCAKeyFile is the key of NextCAFile.
+func (d Dir) NextCAKeyFile() string { return filepath.Join(d.tlsDir(), "next.key") }
+
+// OldCAFile is the certificate of the CA that was replaced, as long as it is trusted.
+func (d Dir) OldCAFile() string { return filepath.Join(d.tlsDir(), "old.crt") }
+
+// OldCAKeyFile is the key of OldCAFile, which still signs its revocation list.
+func (d Dir) OldCAKeyFile() string { return filepath.Join(d.tlsDir(), "old.key") }
 
 // SecretFile is the file of a generated secret.
 func (d Dir) SecretFile(name string) string { return filepath.Join(d.secretsDir(), name) }
@@ -137,31 +150,118 @@ func (d Dir) SaveMaterial(m Material) error {
 	return nil
 }
 
+// SavePair replaces the node's certificate and key. A power cut in between leaves a pair that does not fit: see TLS.
+func (d Dir) SavePair(cert, key []byte) error {
+	// One file with both would need no order; two names are what older versions read.
+	if err := writeFile(d.pendingFile(), append(bytes.Clone(cert), key...)); err != nil {
+		return fmt.Errorf("save certificate: %w", err)
+	}
+	if err := d.SaveMaterial(Material{Cert: cert, Key: key}); err != nil {
+		return err
+	}
+	if err := os.Remove(d.pendingFile()); err != nil && !errors.Is(err, fs.ErrNotExist) { // somebody else finished it
+		return fmt.Errorf("save certificate: %w", err)
+	}
+	return nil
+}
+
+// finishPair ends a SavePair that was cut off.
+func (d Dir) finishPair() error {
+	both, err := readFile(d.pendingFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("finish the renewal of the certificate: %w", err)
+	}
+	at := bytes.Index(both, []byte("-----BEGIN PRIVATE KEY-----"))
+	if at < 0 {
+		return fmt.Errorf("finish the renewal of the certificate: %s is damaged: remove it", d.pendingFile())
+	}
+	return d.SavePair(both[:at], both[at:])
+}
+
+func (d Dir) pendingFile() string { return filepath.Join(d.tlsDir(), "renewed.pem") }
+
 // TLS loads the node's identity for handshakes in the incarnation that Load tells.
 func (d Dir) TLS() (*transport.NodeTLS, error) {
 	id, err := d.Load()
 	if err != nil {
 		return nil, err
 	}
-	var m Material
-	for _, f := range []struct {
-		path string
-		into *[]byte
-	}{{d.CertFile(), &m.Cert}, {d.KeyFile(), &m.Key}, {d.CAFile(), &m.CA}} {
-		if *f.into, err = readFile(f.path); err != nil {
-			return nil, fmt.Errorf("load certificates: %w", err)
-		}
+	if err := d.finishPair(); err != nil {
+		return nil, err
+	}
+	m, err := d.Material()
+	if err != nil {
+		return nil, err
 	}
 	return transport.NewNodeTLS(m.Cert, m.Key, m.CA, id.Incarnation)
 }
 
-// CA loads the cluster's CA with its key.
-func (d Dir) CA() (*transport.CA, error) {
-	cert, err := readFile(d.CAFile())
+// Material loads certificate, key and all CAs that are trusted now, without the CA's key.
+func (d Dir) Material() (m Material, err error) {
+	for _, f := range []struct {
+		path string
+		into *[]byte
+	}{{d.CertFile(), &m.Cert}, {d.KeyFile(), &m.Key}} {
+		if *f.into, err = readFile(f.path); err != nil {
+			return m, fmt.Errorf("load certificates: %w", err)
+		}
+	}
+	m.CA, err = d.Trusted()
+	return m, err
+}
+
+// Trusted is the bundle of all CAs that are trusted now, the one that signs first.
+func (d Dir) Trusted() ([]byte, error) {
+	bundle, err := readFile(d.CAFile())
 	if err != nil {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}
-	key, err := readFile(d.CAKeyFile())
+	for _, path := range []string{d.NextCAFile(), d.OldCAFile()} {
+		more, err := readFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("load CA: %w", err)
+		}
+		bundle = append(bundle, more...)
+	}
+	return bundle, nil
+}
+
+// CA loads the cluster's CA with its key.
+func (d Dir) CA() (*transport.CA, error) {
+	if err := d.finishAdvance(); err != nil {
+		return nil, err
+	}
+	return loadCA(d.CAFile(), d.CAKeyFile())
+}
+
+// CAs loads every trusted CA with its key, the one that signs first.
+func (d Dir) CAs() ([]*transport.CA, error) {
+	ca, err := d.CA()
+	if err != nil {
+		return nil, err
+	}
+	out := []*transport.CA{ca}
+	for _, f := range [][2]string{{d.NextCAFile(), d.NextCAKeyFile()}, {d.OldCAFile(), d.OldCAKeyFile()}} {
+		more, err := loadCA(f[0], f[1])
+		switch {
+		case err == nil:
+			out = append(out, more)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func loadCA(certFile, keyFile string) (*transport.CA, error) {
+	cert, err := readFile(certFile)
+	if err != nil {
+		return nil, fmt.Errorf("load CA: %w", err)
+	}
+	key, err := readFile(keyFile)
 	if err != nil {
 		return nil, fmt.Errorf("load CA: %w", err)
 	}

@@ -68,12 +68,12 @@ func (p *Postgres) Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, f
 // catchUp starts a rewound server, which nobody may enter yet, and waits until it has what it lacks. Its name is not one that
 // confirms commits. When that fails the server is stopped: what it holds is of no use.
 func (p *Postgres) catchUp(ctx context.Context, from fsm.Node, up pgmanager.Upstream) (err error) {
-	pass, err := p.m.WriteCredential(up.Epoch)
+	pass, err := p.m.WriteCredential(up.Epoch, up.Security)
 	if err != nil {
 		return err
 	}
 	up.AppName, up.PassFile = "matriarch_rewound", pass
-	if _, err := p.m.Apply(pgmanager.Conf{Phase: pgconf.Closed, Upstream: &up}); err != nil {
+	if _, err := p.m.Apply(pgmanager.Conf{Phase: pgconf.Closed, Upstream: &up, Security: up.Security}); err != nil {
 		return err
 	}
 	p.remember(decide.Conf{Phase: decide.Closed, Upstream: from.ID, Epoch: up.Epoch})
@@ -120,7 +120,7 @@ func (p *Postgres) source(from fsm.Node, epoch fsm.Epoch) (pgmanager.Upstream, e
 	if err != nil {
 		return pgmanager.Upstream{}, err
 	}
-	return pgmanager.Upstream{Host: host, Port: port, Epoch: epoch}, nil
+	return pgmanager.Upstream{Host: host, Port: port, Epoch: epoch, Security: pgconf.Security(p.security())}, nil
 }
 
 func splitAddress(addr string) (string, int, error) {

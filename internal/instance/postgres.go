@@ -23,6 +23,7 @@ import (
 type Postgres struct {
 	m        *pgmanager.Manager
 	cfg      pgmanager.Config
+	security func() fsm.LinkSecurity // how a link to another server proves itself now
 	sentinel *Sentinel
 	log      *slog.Logger
 
@@ -35,9 +36,9 @@ type Postgres struct {
 	slots   slotBox
 }
 
-// NewPostgres wraps a manager, whose server the sentinel is parent of.
-func NewPostgres(m *pgmanager.Manager, cfg pgmanager.Config, sentinel *Sentinel, log *slog.Logger) *Postgres {
-	return &Postgres{m: m, cfg: cfg, sentinel: sentinel, log: log}
+// NewPostgres wraps a manager, whose server the sentinel is parent of. security tells how links prove themselves.
+func NewPostgres(m *pgmanager.Manager, cfg pgmanager.Config, sentinel *Sentinel, security func() fsm.LinkSecurity, log *slog.Logger) *Postgres {
+	return &Postgres{m: m, cfg: cfg, sentinel: sentinel, security: security, log: log}
 }
 
 // Local implements agent.Postgres.
@@ -126,7 +127,14 @@ func (p *Postgres) remember(c decide.Conf) {
 
 // wanted translates into PostgreSQL's terms.
 func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error) {
-	w := pgmanager.Conf{Phase: phases[c.Phase], SyncNames: syncNames(c), Databases: len(r.Databases), Links: c.Links, Nodes: hosts(r)}
+	how := pgconf.Security(r.Security)
+	w := pgmanager.Conf{
+		Phase: phases[c.Phase], SyncNames: syncNames(c), Databases: len(r.Databases), Links: c.Links, Security: how, Pooled: r.Pooled,
+		Nodes: hosts(r.Members), Standbys: hosts(r.Members),
+	}
+	if p.cfg.Citus {
+		w.Nodes = hosts(r.Nodes)
+	}
 	major := p.m.Tools().Version.Major()
 	w.Parameters = slotParameters(c, major)
 	w.SlotSync = c.Logical && major*10000 >= decide.FailoverSlots
@@ -141,12 +149,13 @@ func (p *Postgres) wanted(r agent.Roster, c decide.Conf) (pgmanager.Conf, error)
 		if err != nil {
 			return w, err
 		}
-		pass, err := p.m.WriteCredential(c.Epoch)
+		pass, err := p.m.WriteCredential(c.Epoch, how)
 		if err != nil {
 			return w, err
 		}
 		w.Upstream = &pgmanager.Upstream{
 			Host: host, Port: port, AppName: pgconf.AppName(r.Self, c.Epoch), Slot: pgconf.SlotName(r.Self), PassFile: pass, Epoch: c.Epoch,
+			Security: how,
 		}
 		if w.SlotSync {
 			w.Upstream.Database = pgmanager.MaintenanceDB
@@ -181,10 +190,10 @@ func syncNames(c decide.Conf) string {
 	return render(c.Sync.K, names)
 }
 
-func hosts(r agent.Roster) []string {
+func hosts(nodes []fsm.Node) []string {
 	var out []string
 	seen := map[string]bool{}
-	for _, n := range r.Nodes {
+	for _, n := range nodes {
 		host, _, err := net.SplitHostPort(n.Postgres)
 		if err != nil {
 			continue

@@ -34,11 +34,16 @@ type HBA struct {
 	Phase           Phase
 	Superuser       string
 	ReplicationUser string
-	Nodes           []string // addresses of the formation's nodes, own included: IP, CIDR or host name
-	TLS             bool     // nodes have to come through TLS
+	Nodes           []string // addresses of the nodes that need the superuser, own included: IP, CIDR or host name
+	Standbys        []string // addresses of the group's nodes, which replicate
+	Security        Security
+	Links           bool     // also members of LinkRole come from the nodes, with the nodes' certificates: Citus' links
 	SlotDatabase    string   // where standbys ask for slots; empty: nowhere
 	Lines           []string // the user's; empty admits every client with a password
 }
+
+// LinkRole is the role whose members Citus may log in between nodes by certificate alone. It has no login and no rights itself.
+const LinkRole = "matriarch_links"
 
 // defaultLines admit clients with a password from everywhere.
 var defaultLines = []string{
@@ -54,21 +59,35 @@ func RenderHBA(h HBA) []byte {
 	line := func(f ...string) { b.WriteString(strings.Join(f, " ") + "\n") }
 	b.WriteString("# Written by Matriarch; changes are overwritten. Phase: " + h.Phase.String() + ".\n")
 	line("local", "all", QuoteIdent(h.Superuser), "scram-sha-256")
+	member := func(database, role, address string) {
+		if h.Security.Certificates() {
+			line("hostssl", database, role, address, "cert")
+		}
+		switch h.Security {
+		case Required:
+		case Both: // whoever shows no certificate comes without TLS, or would be refused above
+			line("hostnossl", database, role, address, "scram-sha-256")
+		default:
+			line("host", database, role, address, "scram-sha-256")
+		}
+	}
 	if h.Phase >= Members {
-		kind := "host"
-		if h.TLS {
-			kind = "hostssl"
+		for _, n := range h.Standbys {
+			member("replication", QuoteIdent(h.ReplicationUser), hbaAddress(n))
+			if h.SlotDatabase != "" {
+				member(QuoteIdent(h.SlotDatabase), QuoteIdent(h.ReplicationUser), hbaAddress(n))
+			}
 		}
 		for _, n := range h.Nodes {
-			a := hbaAddress(n)
-			line(kind, "replication", QuoteIdent(h.ReplicationUser), a, "scram-sha-256")
-			line(kind, "all", QuoteIdent(h.Superuser), a, "scram-sha-256")
-			if h.SlotDatabase != "" {
-				line(kind, QuoteIdent(h.SlotDatabase), QuoteIdent(h.ReplicationUser), a, "scram-sha-256")
-			}
+			member("all", QuoteIdent(h.Superuser), hbaAddress(n))
 		}
 	}
 	if h.Phase >= Open {
+		if h.Links && h.Security.Certificates() {
+			for _, n := range h.Nodes { // Citus logs in as the session's user, whatever name the node's certificate bears
+				line("hostssl", "all", "+"+LinkRole, hbaAddress(n), "trust", "clientcert=verify-ca")
+			}
+		}
 		lines := h.Lines
 		if len(lines) == 0 {
 			lines = defaultLines

@@ -25,11 +25,10 @@ type Settings struct {
 	Databases       int               // Citus databases; each needs four more worker processes
 	Links           uint64            // another value makes Citus' sessions give up their connections to other nodes
 	TLS             *TLS              // nil leaves PostgreSQL's ssl to the user
+	Secure          Security          // how Citus reaches other nodes
+	Pooled          bool              // Citus' links lead to connection pools, which take no certificate of ours
 	Parameters      map[string]string // the user's own; Validate tells which are refused
 }
-
-// TLS names the files of PostgreSQL's server certificate.
-type TLS struct{ CertFile, KeyFile, CAFile string }
 
 const (
 	defaultMaxConnections = 200
@@ -91,16 +90,26 @@ func (s Settings) fixed() map[string]string {
 		"logging_collector":            "off",
 	}
 	if s.TLS != nil {
-		m["ssl"], m["ssl_cert_file"], m["ssl_key_file"], m["ssl_ca_file"] = "on", s.TLS.CertFile, s.TLS.KeyFile, s.TLS.CAFile
+		m["ssl"], m["ssl_cert_file"], m["ssl_key_file"], m["ssl_ca_file"] = "on", s.TLS.Server.Cert, s.TLS.Server.Key, s.TLS.CAFile
+		m["ssl_crl_file"] = s.TLS.CRLFile
 	}
 	if s.Citus {
 		m["citus.node_connection_timeout"] = "5s"
 		m["citus.metadata_sync_retry_interval"] = "500ms"
 		m["citus.recover_2pc_interval"] = "-1"
 		m["citus.local_hostname"] = s.Host
-		m["citus.node_conninfo"] = fmt.Sprintf("sslmode=prefer keepalives_idle=%d", keepalivesIdle+s.Links%linksRange)
+		m["citus.node_conninfo"] = s.nodeConninfo()
 	}
 	return m
+}
+
+// nodeConninfo is how Citus reaches the other nodes; user, host and port are not among the keywords it allows.
+func (s Settings) nodeConninfo() string {
+	how := "sslmode=prefer"
+	if s.Secure.Certificates() && s.TLS != nil && !s.Pooled {
+		how = s.TLS.Link(s.TLS.Superuser).String()
+	}
+	return fmt.Sprintf("%s keepalives_idle=%d", how, keepalivesIdle+s.Links%linksRange)
 }
 
 // beatsUs reports whether a line of postgresql.auto.conf with this name has to go.

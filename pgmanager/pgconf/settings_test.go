@@ -39,7 +39,7 @@ func TestManaged(t *testing.T) {
 			t.Errorf("%s without Citus", k)
 		}
 	}
-	s.TLS = &TLS{CertFile: "/c", KeyFile: "/k", CAFile: "/a"}
+	s.TLS = &TLS{Server: KeyPair{Cert: "/c", Key: "/k"}, CAFile: "/a"}
 	if m := s.Managed(); m["ssl"] != "on" || m["ssl_key_file"] != "/k" {
 		t.Errorf("TLS: %v", m)
 	}

@@ -141,30 +141,48 @@ func TestConninfo(t *testing.T) {
 }
 
 func TestRenderHBA(t *testing.T) {
-	h := HBA{Superuser: "boss", ReplicationUser: "repl", Nodes: []string{"10.0.0.1", "fd00::1", "10.1.0.0/16", "db1.example"}}
-	closed := "local all \"boss\" scram-sha-256\n"
-	members := closed
-	for _, a := range []string{"10.0.0.1/32", "fd00::1/128", "10.1.0.0/16", `"db1.example"`} {
-		members += fmt.Sprintf("host replication \"repl\" %s scram-sha-256\nhost all \"boss\" %s scram-sha-256\n", a, a)
-	}
-	for _, tc := range []struct {
-		phase Phase
-		lines []string
-		tls   bool
-		want  string
-	}{
-		{Closed, nil, false, closed},
-		{Closed, []string{"host all all all trust"}, false, closed},
-		{Members, []string{"host all all all trust"}, false, members},
-		{Members, nil, true, strings.ReplaceAll(members, "host ", "hostssl ")},
-		{Open, nil, false, members + strings.Join(defaultLines, "\n") + "\n"},
-		{Open, []string{"hostssl app app 10.0.0.0/8 cert\nlocal all all trust"}, false, members + "hostssl app app 10.0.0.0/8 cert local all all trust\n"},
-	} {
-		h.Phase, h.Lines, h.TLS = tc.phase, tc.lines, tc.tls
-		_, got, _ := strings.Cut(string(RenderHBA(h)), "\n")
-		if diff := cmp.Diff(tc.want, got); diff != "" {
-			t.Errorf("%s: %s", tc.phase, diff)
+	const closed = "local all \"boss\" scram-sha-256\n"
+	addresses := []string{"10.0.0.1/32", "fd00::1/128", "10.1.0.0/16", `"db1.example"`}
+	each := func(format string, args ...any) (out string) {
+		for _, a := range addresses {
+			out += fmt.Sprintf(format+"\n", append([]any{a}, args...)...)
 		}
+		return out
+	}
+	// Standbys stream from one address only: no other may replicate.
+	passwords := closed + "host replication \"repl\" 10.0.0.1/32 scram-sha-256\n" + each(`host all "boss" %s scram-sha-256`)
+	required := closed + "hostssl replication \"repl\" 10.0.0.1/32 cert\n" + each(`hostssl all "boss" %s cert`)
+	both := closed + "hostssl replication \"repl\" 10.0.0.1/32 cert\nhostnossl replication \"repl\" 10.0.0.1/32 scram-sha-256\n" +
+		each("hostssl all \"boss\" %[1]s cert\nhostnossl all \"boss\" %[1]s scram-sha-256")
+	links := each("hostssl all +matriarch_links %s trust clientcert=verify-ca")
+	defaults := strings.Join(defaultLines, "\n") + "\n"
+	for _, tc := range []struct {
+		name     string
+		phase    Phase
+		lines    []string
+		security Security
+		links    bool
+		want     string
+	}{
+		{"closed", Closed, nil, Passwords, true, closed},
+		{"closed to the user's lines", Closed, []string{"host all all all trust"}, Required, true, closed},
+		{"members by password", Members, []string{"host all all all trust"}, Passwords, true, passwords},
+		{"members by certificate", Members, nil, Required, true, required},
+		{"members while the formation moves", Members, nil, Both, false, both},
+		{"open", Open, nil, Passwords, true, passwords + defaults},
+		{"open with links", Open, nil, Required, true, required + links + defaults},
+		{"open without Citus", Open, nil, Required, false, required + defaults},
+		{"a line cannot begin another", Open, []string{"hostssl app app 10.0.0.0/8 cert\nlocal all all trust"}, Passwords, false, passwords + "hostssl app app 10.0.0.0/8 cert local all all trust\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, got, _ := strings.Cut(string(RenderHBA(HBA{
+				Phase: tc.phase, Superuser: "boss", ReplicationUser: "repl", Nodes: []string{"10.0.0.1", "fd00::1", "10.1.0.0/16", "db1.example"},
+				Standbys: []string{"10.0.0.1"}, Security: tc.security, Links: tc.links, Lines: tc.lines,
+			})), "\n")
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
 

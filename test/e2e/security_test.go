@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"matriarch/internal/identity"
+	"matriarch/internal/testkit"
+	"matriarch/transport"
+)
+
+// TestSecurity changes every secret of a formation under a writer, and then lets strangers knock.
+func TestSecurity(t *testing.T) {
+	t.Parallel()
+	c := testkit.New(t)
+	c.Flags = []string{"--no-citus"}
+	n1 := c.Bootstrap("n1")
+	c.Join(0, "n2", "n3")
+	c.WaitHealthy()
+	w := c.Write(0)
+	w.WaitAck()
+	began, members := time.Now(), c.Nodes
+
+	c.Run("links show certificates", func(t *testing.T) {
+		p := c.WaitPrimary(0)
+		how, err := testkit.Query[string](p, testkit.Database, `SELECT string_agg(DISTINCT s.ssl || ' ' || s.client_dn, ',') FROM pg_stat_ssl s JOIN pg_stat_replication r USING (pid)`)
+		if err != nil || how != "true /CN=matriarch_replication" {
+			t.Fatalf("standbys came as %q: %v", how, err)
+		}
+		conf, err := os.ReadFile(filepath.Join(n1.Dir, "pg", "hba.conf"))
+		if err != nil || strings.Contains(string(conf), "replication \"matriarch_replication\" 127.0.0.0/8 scram") {
+			t.Fatalf("a password would do: %v\n%s", err, conf)
+		}
+	})
+
+	c.Run("certificates renew", func(t *testing.T) {
+		before := senders(t, c)
+		ok(t, n1.CLI("certificates", "renew"))
+		if r := n1.CLI("certificates", "show"); r.Code != 0 || strings.Count(r.Out, "replication") != 3 {
+			t.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+		}
+		if after := senders(t, c); after != before {
+			t.Errorf("streams were cut: %s, then %s", before, after)
+		}
+	})
+
+	c.Run("the CA is replaced", func(t *testing.T) {
+		token := n1.NewToken()
+		old, err := identity.Dir(n1.Dir).CAFingerprint()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok(t, n1.CLI("ca", "rotate", "--yes"))
+		for _, n := range members {
+			bundle, err := identity.Dir(n.Dir).Trusted()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all, err := transport.Fingerprints(bundle); err != nil || len(all) != 1 || all[0] == old {
+				t.Errorf("%s trusts %v, the old one was %s: %v", n.Name, all, old, err)
+			}
+		}
+		c.WaitHealthy()
+		if r := c.Lay("n4", 0).JoinOnly(token, n1.Peer()); r.Code == 0 || !strings.Contains(r.Err, "fingerprint") {
+			t.Errorf("a token from before: exit %d\n%s", r.Code, r.Err)
+		}
+		w.WaitAck()
+	})
+
+	c.Run("a member is away", func(t *testing.T) {
+		n3 := c.Named("n3")
+		n3.Stop()
+		if r := n1.CLI("ca", "rotate", "--yes"); r.Code != 1 || !strings.Contains(r.Err, "n3") || !strings.Contains(r.Err, "--force") {
+			t.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+		}
+		n3.Start()
+		c.WaitHealthy()
+	})
+
+	c.Run("passwords change", func(t *testing.T) {
+		before, err := identity.Dir(n1.Dir).Secrets()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok(t, n1.CLI("password", "rotate", "--yes"))
+		for _, n := range members {
+			now, err := identity.Dir(n.Dir).Secrets()
+			if err != nil || len(now) != 2 || now[identity.Superuser] == before[identity.Superuser] || now[identity.Replication] == before[identity.Replication] {
+				t.Errorf("%s: %d secrets, changed %v: %v", n.Name, len(now), now[identity.Superuser] != before[identity.Superuser], err)
+			}
+		}
+		c.WaitHealthy()
+		n1.Stop()
+		n1.Start() // with nothing but the new ones
+		c.WaitHealthy()
+		w.WaitAck()
+	})
+
+	c.Run("nobody noticed", func(t *testing.T) {
+		gap, _ := w.Gap(began)
+		within(t, "the longest pause of the writer", gap, 2*time.Second+slack)
+	})
+
+	w.Check()
+	c.Run("a removed node", func(t *testing.T) {
+		n2 := c.Named("n2")
+		if c.WaitPrimary(0) == n2 {
+			n2 = c.Named("n3")
+		}
+		kept, err := identity.Dir(n2.Dir).TLS() // as a thief would have copied it
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok(t, c.WaitPrimary(0).CLI("remove", n2.Name, "--yes"))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		d := &transport.Dialer{Network: transport.TCP{}, Identity: kept}
+		p := c.WaitPrimary(0)
+		for _, k := range []transport.Kind{transport.KindRaft, transport.KindGossip} {
+			if _, err := d.Dial(ctx, k, p.Peer(), ""); !errors.Is(err, transport.ErrRefused) {
+				t.Errorf("%s: %v", k, err)
+			}
+		}
+		client := transport.NewClient(d)
+		defer client.Close()
+		if err := client.Call(ctx, p.Peer(), "", "status", struct{}{}, nil); err == nil || !strings.Contains(err.Error(), "removed") {
+			t.Errorf("a call: %v", err)
+		}
+		crl, err := os.ReadFile(filepath.Join(p.Dir, "pg", "tls", "ca.crl"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Eventually("PostgreSQL refuses its certificate", func() error {
+			cas, err := identity.Dir(p.Dir).CAs()
+			if err != nil {
+				return err
+			}
+			if crl, err = os.ReadFile(filepath.Join(p.Dir, "pg", "tls", "ca.crl")); err != nil {
+				return err
+			}
+			if !transport.RevokedAre(crl, []string{string(kept.Self().NodeID)}, cas...) {
+				return fmt.Errorf("the list of revoked certificates does not name it")
+			}
+			return nil
+		})
+	})
+}
+
+func ok(t *testing.T, r testkit.Result) {
+	t.Helper()
+	if r.Code != 0 {
+		t.Fatalf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+	}
+}
+
+// senders are the processes that stream to standbys.
+func senders(t *testing.T, c *testkit.Cluster) string {
+	t.Helper()
+	s, err := testkit.Query[string](c.WaitPrimary(0), testkit.Database, "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_stat_replication")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
