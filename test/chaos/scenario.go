@@ -155,15 +155,13 @@ func (n *nemesis) hold(t int) {
 	n.f.nodes[t].setOff(true)
 }
 
-// letGo reports whether nothing else keeps the host down.
-func (n *nemesis) letGo(t int) bool {
+func (n *nemesis) letGo(t int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.off[t]--
 	if n.off[t] == 0 {
 		n.f.nodes[t].setOff(false)
 	}
-	return n.off[t] == 0
 }
 
 func listScenarios() string {
