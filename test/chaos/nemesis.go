@@ -11,20 +11,21 @@ import (
 
 // nemesis carries faults out and mends them.
 type nemesis struct {
-	f       *formation
-	net     *network
-	trace   *trace
-	primary func(group int) int
-	wg      sync.WaitGroup
-	mu      sync.Mutex
-	errs    []error
-	off     map[int]int // how many faults hold a host's power off
-	plain   map[string]strike
+	f         *formation
+	net       *network
+	trace     *trace
+	primary   func(group int) int
+	wg        sync.WaitGroup
+	mu        sync.Mutex
+	errs      []error
+	off       map[int]int // how many faults keep a host's agent from being started
+	unplugged map[int]int // how many have its cable out
+	plain     map[string]strike
 }
 
 // run plays the plan; in the end everything is mended.
 func (n *nemesis) run(ctx context.Context, faults []fault) error {
-	n.off, n.plain = map[int]int{}, n.strikes()
+	n.off, n.unplugged, n.plain = map[int]int{}, map[int]int{}, n.strikes()
 	maps.Copy(n.plain, n.staged())
 	tctx, stop := context.WithCancel(ctx)
 	defer stop()

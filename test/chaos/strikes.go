@@ -152,6 +152,9 @@ func (n *nemesis) powerCut(_ fault, t int) (func() error, error) {
 // powerOff takes the cable out first, so that nobody hears the connections end. The disks given lose what was not synced.
 func (n *nemesis) powerOff(t int, lose ...*disk) error {
 	n.hold(t)
+	n.mu.Lock()
+	n.unplugged[t]++
+	n.mu.Unlock()
 	node := n.f.nodes[t]
 	if err := link(t, "down"); err != nil {
 		return err
@@ -184,10 +187,16 @@ func end(n *node) error {
 }
 
 func (n *nemesis) powerOn(t int) error {
-	if !n.letGo(t) {
-		return nil
+	n.mu.Lock()
+	n.unplugged[t]--
+	last := n.unplugged[t] == 0
+	n.mu.Unlock()
+	var err error
+	if last {
+		err = link(t, "up")
 	}
-	return link(t, "up")
+	n.letGo(t)
+	return err
 }
 
 // stop stops processes; twice, since some may have been on their way.
