@@ -83,7 +83,7 @@ FUZZ := transport:FuzzMuxGarbage transport:FuzzRPCBody transport:FuzzJoin transp
 	pgmanager/pgconf:FuzzParseHistory pgmanager/pgconf:FuzzParseFormats pgmanager/pgconf:FuzzParseFile pgmanager/pgconf:FuzzParseConninfo pgmanager/pgconf:FuzzParseSyncNames
 
 fuzz: ## fuzz every parser of what others write: make fuzz FUZZTIME=20s (each)
-	@for t in $(FUZZ); do echo "$$t for $(FUZZTIME)"; $(GOTEST) -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 ./$${t%%:*} | tail -1; done
+	@mkdir -p .cache; for t in $(FUZZ); do echo "$$t for $(FUZZTIME)"; $(GOTEST) -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 ./$${t%%:*} >.cache/fuzz.log 2>&1 || { cat .cache/fuzz.log; exit 1; }; tail -1 .cache/fuzz.log; done
 
 vuln: ## look the dependencies up in Go's vulnerability database
 	@out=$$(cd tools && CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache go install -buildvcs=false golang.org/x/vuln/cmd/govulncheck 2>&1) || { echo "not checked: govulncheck cannot be built here: $$out"; exit 0; }; \

@@ -188,6 +188,7 @@ func TestSettingsRoundTrip(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	want.SickAfter, want.SickCooldown = want.Patience(), want.Cooldown() // shown, and so read back, where nobody has set another
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error("a setting is missing:", diff)
 	}
