@@ -23,8 +23,11 @@ OUT         ?= bench-out
 # How long `make chaos` makes faults, and the seed that draws them.
 MINUTES     ?= 2
 SEED        ?= 1
+# The form of `make rollout`, and which of its steps (all without STEPS).
+FORM        ?= full
+STEPS       ?=
 
-.PHONY: help deps build fmt lint vet test race sim check demo bench chaos gobench clean generate
+.PHONY: help deps build fmt lint vet test race sim check demo bench chaos rollout gobench clean generate
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +71,11 @@ bench: deps build ## measure what clients notice: make bench RUNS=n SCENARIOS=a,
 chaos: deps build ## break five nodes at random, in network namespaces, as root: make chaos MINUTES=n SEED=s
 	@go build -buildvcs=false -tags $(TAGS) -o bin/chaos ./test/chaos
 	@bin/chaos -minutes $(MINUTES) -seed $(SEED) -out chaos-out
+
+rollout: deps ## install, upgrade and break formations on systemd hosts by Ansible, as root: make rollout FORM=reduced|full
+	@deploy/deps-rollout.sh
+	@go build -buildvcs=false -tags $(TAGS) -o bin/rollout ./test/rollout
+	@bin/rollout -out rollout-out $(if $(filter reduced,$(FORM)),-reduced) $(if $(STEPS),-only $(STEPS))
 
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ func (b *bed) run(ctx context.Context, o options) error {
 	s := &scene{bed: b, o: o}
 	must := []step{{"hosts boot", false, s.bootAll}, {"check mode", true, s.checkMode}, {"site", false, s.site}}
 	steps := []step{
+		{"lint", false, s.lint},
 		{"site again", false, s.siteAgain},
 		{"site without a host", true, s.siteWithout},
 		{"writers", false, s.write},
@@ -91,6 +93,16 @@ func (s *scene) bootAll(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("%d hosts", len(s.nodes)), each(s.nodes, func(h *host) error { return h.boot(ctx) })
+}
+
+func (s *scene) lint(ctx context.Context) (string, error) {
+	cmd := exec.CommandContext(ctx, "bash", "-c", "cd deploy/ansible && yamllint . && ansible-lint --offline -q --nocolor .")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "ANSIBLE_HOME="+s.dir+"/ansible")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return "clean", err
 }
 
 func (s *scene) checkMode(ctx context.Context) (string, error) {
