@@ -44,19 +44,19 @@ func (b *bed) run(ctx context.Context, o options) error {
 		{"systemctl restart", true, s.restartAll},
 		{"add-node", true, s.addNode},
 		{"remove-node", true, s.removeNode},
-		{"systemctl stop, primary", false, s.stopPrimary},
-		{"reboot, primary", true, s.reboot},
-		{"power cut, primary", false, s.powerCut},
+		{"stop primary", false, s.stopPrimary},
+		{"reboot primary", true, s.reboot},
+		{"power cut primary", false, s.powerCut},
 		{"stop all at once", true, s.stopAll},
 		{"data", false, s.check},
 		{"secrets in output", false, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
 		{"uninstall", true, s.uninstall},
-		{"trixie, PostgreSQL 17", true, s.trixie},
+		{"trixie", true, s.trixie},
 	}
 	var errs []error
 	for i, st := range append(must, steps...) {
-		needed := i < len(must) || st.name == "writers"
-		if st.full && o.reduced || !needed && !o.wants(st.name) {
+		needed := !st.full && i < len(must) || st.name == "writers"
+		if o.only == "" && st.full && o.reduced || !needed && !o.wants(st.name) {
 			continue
 		}
 		began := time.Now()
@@ -96,7 +96,7 @@ func (s *scene) bootAll(ctx context.Context) (string, error) {
 }
 
 func (s *scene) lint(ctx context.Context) (string, error) {
-	cmd := exec.CommandContext(ctx, "bash", "-c", "cd deploy/ansible && yamllint . && ansible-lint --offline -q --nocolor .")
+	cmd := exec.CommandContext(ctx, "bash", "-c", "cd deploy/ansible && yamllint . && ansible-lint --offline -q --nocolor *.yml roles/matriarch")
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "ANSIBLE_HOME="+s.dir+"/ansible")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -269,7 +269,8 @@ func (s *scene) restartAll(ctx context.Context) (string, error) {
 }
 
 func (s *scene) addNode(ctx context.Context) (string, error) {
-	h := s.bed.add("work1-3", "bookworm", 1)
+	name, group := s.newcomer()
+	h := s.bed.add(name, "bookworm", group)
 	if err := h.lay(); err != nil {
 		return "", err
 	}
@@ -282,21 +283,30 @@ func (s *scene) addNode(ctx context.Context) (string, error) {
 		return "", err
 	}
 	_, _, says, err := s.measured(ctx, func() error {
-		_, err := s.plain(ctx, s.inv, "add-node", "-e", "matriarch_new=work1-3", "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new"))
+		_, err := s.plain(ctx, s.inv, "add-node", "-e", "matriarch_new="+name, "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new"))
 		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
 	})
 	return says, err
 }
 
+// newcomer is the host that is added and removed.
+func (s *scene) newcomer() (name string, group int) {
+	if s.o.reduced {
+		return "coord-4", 0
+	}
+	return "work1-3", 1
+}
+
 func (s *scene) removeNode(ctx context.Context) (string, error) {
+	name, _ := s.newcomer()
 	_, _, says, err := s.measured(ctx, func() error {
-		_, err := s.plain(ctx, s.inv, "remove-node", "-e", "matriarch_node=work1-3")
+		_, err := s.plain(ctx, s.inv, "remove-node", "-e", "matriarch_node="+name)
 		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
 	})
 	if err != nil {
 		return says, err
 	}
-	gone := s.named("work1-3")
+	gone := s.named(name)
 	if _, err := gone.ssh(ctx, "! systemctl is-active -q matriarch && test -d /var/lib/matriarch/pgdata"); err != nil {
 		return says, err
 	}
