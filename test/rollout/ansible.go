@@ -94,7 +94,7 @@ func (b *bed) plain(ctx context.Context, inventory, playbook string, args ...str
 
 // secrets looks for anything in the playbooks' output that must not be there.
 func (b *bed) secrets(ctx context.Context, from *host) error {
-	list, err := from.ssh(ctx, "find /var/lib/matriarch/secrets /var/lib/matriarch/pg/pass -type f -size -1k 2>/dev/null | while read f; do head -c 200 $f | head -1; done")
+	list, err := from.ssh(ctx, "find /var/lib/matriarch/secrets /var/lib/matriarch/pg/pass -type f -size -2k 2>/dev/null | while read f; do head -c 200 $f | head -1; done")
 	if err != nil {
 		return err
 	}

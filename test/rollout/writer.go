@@ -13,7 +13,7 @@ import (
 
 const (
 	writeEvery = 10 * time.Millisecond
-	writeLimit = 5 * time.Second
+	writeLimit = 2 * time.Second // of one write: what a dead host costs besides
 	password   = "rollout-0123456789"
 )
 
