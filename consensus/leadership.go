@@ -30,10 +30,7 @@ type Leadership struct {
 // Propose appends a command in this term only, and answers what became of it. Errors: ErrNoLeader (not done) and
 // ErrUnknownOutcome (perhaps done).
 func (l Leadership) Propose(ctx context.Context, c fsm.Command) (fsm.Result, error) {
-	data, err := fsm.Encode(c, "", time.Now())
-	if err == nil {
-		err = submittable(data)
-	}
+	data, err := l.t.n.wrap(c, "")
 	if err != nil {
 		return fsm.Result{}, fmt.Errorf("propose %s: %w", c.Kind(), err)
 	}

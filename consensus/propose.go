@@ -34,11 +34,11 @@ const (
 // Submit proposes a command, from any node, and answers what became of it. Until ctx ends it repeats the proposal under one
 // request id, so that it is carried out at most once. Errors: ErrNoLeader, ErrUnknownOutcome, or a request that is not allowed.
 func (n *Node) Submit(ctx context.Context, c fsm.Command) (fsm.Result, error) {
-	data, err := fsm.Encode(c, rand.Text(), time.Now())
-	if err != nil {
-		return fsm.Result{}, err
+	data, err := n.wrap(c, rand.Text())
+	if newer, ok := errors.AsType[*fsm.Newer](err); ok {
+		return fsm.Result{Reason: newer.Error()}, nil
 	}
-	if err := submittable(data); err != nil {
+	if err != nil {
 		return fsm.Result{}, err
 	}
 	var res fsm.Result
@@ -94,8 +94,23 @@ func (n *Node) attempt(ctx context.Context, data []byte) (fsm.Result, error) {
 	return ans.Result, err
 }
 
-// submittable refuses what only the leader's own goroutine may decide: its order in the log is the proof of the leases.
-func submittable(data []byte) error {
+// wrap encodes a command as the formation's gate lets it be. The gate only rises, so an old view of it is too careful at worst.
+func (n *Node) wrap(c fsm.Command, id string) ([]byte, error) {
+	gate := n.State().Cluster.Gate
+	c, err := fsm.Fit(c, gate)
+	if err != nil {
+		return nil, err
+	}
+	data, err := fsm.Encode(c, id, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return data, submittable(data, gate)
+}
+
+// submittable refuses what some node's binary may not understand, and what only the leader's own goroutine may decide: its order in
+// the log is the proof of the leases.
+func submittable(data []byte, gate int) error {
 	var env fsm.Envelope
 	if err := json.Unmarshal(data, &env); err != nil {
 		return &transport.Error{Code: transport.CodeBadRequest, Message: "decode proposal: " + err.Error()}
@@ -103,6 +118,11 @@ func submittable(data []byte) error {
 	switch env.Type {
 	case fsm.Expire{}.Kind(), fsm.Tick{}.Kind(), fsm.Recovered{}.Kind(), fsm.Bootstrap{}.Kind():
 		return &transport.Error{Code: transport.CodeRefused, Message: env.Type + " is proposed by the leader itself, never for others"}
+	case fsm.GateSet{}.Kind():
+		return nil
+	}
+	if gate > 0 && env.V > gate {
+		return &transport.Error{Code: transport.CodeRefused, Message: (&fsm.Newer{Kind: env.Type, Needs: env.V, Gate: gate}).Error()}
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ type View struct {
 // register makes this node's calls known.
 func (n *Node) register() {
 	transport.Register(n.cfg.RPC, "propose", func(ctx context.Context, _ transport.Peer, req proposeRequest) (proposeAnswer, error) {
-		if err := submittable(req.Data); err != nil {
+		if err := submittable(req.Data, n.State().Cluster.Gate); err != nil {
 			return proposeAnswer{}, err
 		}
 		t, err := n.leading()

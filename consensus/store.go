@@ -24,6 +24,9 @@ const (
 	keepSnapshot = 2
 )
 
+// ErrRunning says that the folder is in use.
+var ErrRunning = errors.New("another matriarch runs on this folder: stop it first")
+
 // The keys by which the Raft library keeps what must survive.
 var (
 	keyCurrentTerm = []byte("CurrentTerm")
@@ -80,7 +83,7 @@ func storeError(dir string, err error) error {
 	remedy := ""
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return fmt.Errorf("open Raft store in %s: another matriarch runs on this folder: stop it first", dir)
+		return fmt.Errorf("open Raft store in %s: %w", dir, ErrRunning)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		remedy = ": free some space there"
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):

@@ -206,6 +206,7 @@ func (t *term) tick(ctx context.Context, wg *sync.WaitGroup) {
 	t.lessor.Applied(t.n.cfg.Clock(), s)
 	reports := map[fsm.NodeID]fsm.Report{}
 	for _, b := range batch {
+		b.Report = fsm.Known(b.Report, s.Cluster.Gate)
 		if g, ok := s.Groups[b.Group]; ok && g.Lease.Holder == b.Node {
 			t.lessor.Enter(b.received, g, b.Epoch, b.Instance)
 		}

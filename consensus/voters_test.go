@@ -1,7 +1,10 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -180,6 +183,56 @@ func TestBootstrapOnce(t *testing.T) {
 		p.run()
 		if h.leader().State().Cluster.ID != clusterID {
 			t.Error("another cluster")
+		}
+	})
+}
+
+// A state that was saved becomes a cluster again, in a new incarnation, and takes members.
+func TestRestore(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		p := h.cluster(0)[0]
+		h.submit(p, fsm.TokenPut{Token: fsm.Token{ID: "kept", Uses: 3}})
+		s := p.State()
+		h.stop(p)
+		if err := Restore(p.dir, p.id, s); err == nil {
+			t.Error("restored over a state")
+		}
+		p.dir = filepath.Join(t.TempDir(), "new")
+		if err := Restore(p.dir, p.id, s); err != nil {
+			t.Fatal(err)
+		}
+		h.inc = 2
+		h.restart(p)
+		l := h.leader()
+		if got := l.State(); got.Cluster.Incarnation != 2 || got.Tokens["kept"].Uses != 3 || got.Index <= s.Index {
+			t.Errorf("restored: incarnation %d, index %d after %d", got.Cluster.Incarnation, got.Index, s.Index)
+		}
+		h.submit(l, fsm.TokenPut{Token: fsm.Token{ID: "tok", Uses: 3}})
+		h.join(l, "z", h.addr("z", 8), 0)
+		h.eventually(time.Minute, "the new member has the state", func() bool { return h.nodes["z"].State().Tokens["kept"].Uses == 3 })
+	})
+}
+
+// What some node's binary may not know does not get into the log, whoever proposes it.
+func TestGateHolds(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		all := h.cluster(0, 1)
+		data, err := fsm.Encode(fsm.TokenDrop{ID: "x"}, "id", time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		newer := bytes.Replace(data, []byte(`"v":1`), []byte(`"v":9`), 1)
+		for _, p := range all {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			var ans proposeAnswer
+			err := p.book.call(ctx, h.leader().id, "propose", proposeRequest{newer}, &ans)
+			cancel()
+			if p != h.leader() && (err == nil || !strings.Contains(err.Error(), "upgrade every node")) {
+				t.Errorf("a follower's newer command: %v", err)
+			}
+		}
+		if err := submittable(newer, 1); err == nil || submittable(newer, 9) != nil || submittable(data, 1) != nil {
+			t.Errorf("submittable: %v", err)
 		}
 	})
 }

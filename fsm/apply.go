@@ -97,8 +97,7 @@ func (e entry) apply(cmd Command) Result {
 	case SettingsPut:
 		return e.settingsPut(c)
 	case GateSet:
-		e.Cluster.Gate = max(e.Cluster.Gate, c.Gate)
-		return done
+		return e.gateSet(c)
 	case Recovered:
 		return e.recovered(c)
 	case Tick:
@@ -153,7 +152,7 @@ func (e entry) bootstrap(c Bootstrap) Result {
 	if e.Cluster.ID != "" {
 		return refuse("cluster %s is bootstrapped already", e.Cluster.ID)
 	}
-	e.Cluster = Cluster{ID: c.ClusterID, Incarnation: c.Incarnation, Gate: Protocol, Settings: c.Settings}
+	e.Cluster = Cluster{ID: c.ClusterID, Incarnation: c.Incarnation, Gate: c.since(), Settings: c.Settings}
 	if c.Token != nil {
 		e.Tokens[c.Token.ID] = *c.Token
 	}
@@ -194,6 +193,9 @@ func (e entry) nodePut(c NodePut) Result {
 func (e entry) putNode(n Node) Result {
 	if _, gone := e.Removed[n.ID]; gone {
 		return refuse("node %s was removed from this cluster for good: join with a new identity (empty its state folder)", n.Name)
+	}
+	if max(n.Protocol, 1) < e.Cluster.Gate {
+		return refuse("node %s runs matriarch %s, which knows version %d of the commands; this formation works with version %d: install what the other nodes run", n.Name, n.Version, n.Protocol, e.Cluster.Gate)
 	}
 	if n.Group < 0 {
 		return refuse("group %d: groups are numbered from 0 (the coordinator)", n.Group)

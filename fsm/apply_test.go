@@ -66,6 +66,17 @@ func grantTo(id NodeID, prev uint64, s ...NodeID) GrantCmd {
 	return GrantCmd{Group: 0, Prev: e, Holder: id, Instance: "i-" + string(id), TTL: 5 * time.Second, Pair: p}
 }
 
+func seq(base []Command, more ...Command) []Command { return append(slices.Clip(base), more...) }
+
+// knowing says of nodes that their binaries know every version of today.
+func knowing(ids ...NodeID) []Command {
+	var out []Command
+	for _, id := range ids {
+		out = append(out, NodePut{with(node(string(id), map[NodeID]GroupID{"w": 1}[id]), func(n *Node) { n.Protocol = Protocol })})
+	}
+	return out
+}
+
 func with(n Node, f func(*Node)) Node { f(&n); return n }
 
 //go:fix inline
@@ -99,6 +110,9 @@ func TestApplyRefusals(t *testing.T) {
 		{"join after removal", append(members[:3:3], NodeRemove{"c"}), Join{node("c", 0), "t"}, "removed from this cluster for good"},
 		{"put of a stranger", members, NodePut{node("x", 0)}, "not a member"},
 		{"put into another group", members, NodePut{node("b", 1)}, "cannot move to group 1"},
+		{"a gate that a node does not know", seq(members, knowing("a", "b", "w")...), GateSet{2}, "upgrade matriarch on n-c"},
+		{"join with an older binary", seq(seq(members[:2], knowing("a", "b")...), GateSet{2}), Join{node("c", 0), "t"}, "install what the other nodes run"},
+		{"back to an older binary", seq(seq(members, knowing("a", "b", "c", "w")...), GateSet{2}), NodePut{node("b", 0)}, "install what the other nodes run"},
 		{"remove a stranger", members, NodeRemove{"x"}, "not a member"},
 		{"remove the holder", granted, NodeRemove{"a"}, "holds the lease"},
 		{"remove the only node of a group", opened1, NodeRemove{"w"}, "citus remove-group 1"},
@@ -193,14 +207,13 @@ func TestApplyRefusals(t *testing.T) {
 // TestApplyEffects: what each accepted command leaves behind.
 func TestApplyEffects(t *testing.T) {
 	g0 := func(s *State) Group { return s.Groups[0] }
-	seq := func(base []Command, more ...Command) []Command { return append(slices.Clip(base), more...) }
 	for _, tc := range []struct {
 		name string
 		cmds []Command
 		get  func(*State) any
 		want any
 	}{
-		{"bootstrap makes node, group and token", []Command{boot}, func(s *State) any { return []any{s.NodeIDs(), s.GroupIDs(), s.Tokens["t"].Uses, s.Cluster.Gate} }, []any{[]NodeID{"a"}, []GroupID{0}, 3, Protocol}},
+		{"bootstrap makes node, group and token", []Command{boot}, func(s *State) any { return []any{s.NodeIDs(), s.GroupIDs(), s.Tokens["t"].Uses, s.Cluster.Gate} }, []any{[]NodeID{"a"}, []GroupID{0}, 3, 1}},
 		{"a join costs a use", members, func(s *State) any { return s.Tokens["t"].Uses }, 0},
 		{"a repeated join costs none", seq(members[:2], Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 2},
 		{"a known node may join by a used-up token", seq(members, Join{node("b", 0), "t"}), func(s *State) any { return s.Tokens["t"].Uses }, 0},
@@ -215,7 +228,8 @@ func TestApplyEffects(t *testing.T) {
 		{"a claim falls with its node", seq(members, Claim{0, "c"}, NodeRemove{"c"}), func(s *State) any { return g0(s).ClaimedBy }, NodeID("")},
 		{"a group goes with its last node", seq(members, NodeRemove{"w"}), func(s *State) any { return s.GroupIDs() }, []GroupID{0}},
 		{"tokens", seq(members, TokenPut{Token{ID: "u"}}, TokenDrop{"t"}), func(s *State) any { return s.Tokens }, map[string]Token{"u": {ID: "u"}}},
-		{"the gate only rises", seq(members, GateSet{7}, GateSet{3}), func(s *State) any { return s.Cluster.Gate }, 7},
+		{"a gate begins with the first node's version", members, func(s *State) any { return s.Cluster.Gate }, 1},
+		{"the gate rises when all know it", seq(seq(members, knowing("a", "b", "c", "w")...), GateSet{2}, GateSet{1}), func(s *State) any { return s.Cluster.Gate }, 2},
 		{
 			"initialised", initial, func(s *State) any { return []any{g0(s).SystemID, g0(s).LastHolder, g0(s).Sync.Pairs, g0(s).Grants} },
 			[]any{"sys", NodeID("a"), []Pair{{}}, []Grant{{Holder: "a", Timeline: 1}}},

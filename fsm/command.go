@@ -7,7 +7,7 @@ import (
 )
 
 // Protocol is the highest command version this binary understands.
-const Protocol = 1
+const Protocol = 2
 
 // Envelope carries one command through the log. Old logs replay for ever: fields are only added.
 type Envelope struct {
@@ -182,7 +182,7 @@ type OperationMove struct {
 	Text     string  `json:"text,omitempty"` // the outcome, at the end
 }
 
-// GateSet raises the version of commands that may be proposed.
+// GateSet raises the version of commands that may be proposed. Older binaries stop at it.
 type GateSet struct {
 	Gate int `json:"gate"`
 }
@@ -284,5 +284,5 @@ func Encode(c Command, id string, at time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", c.Kind(), err)
 	}
-	return json.Marshal(Envelope{V: Protocol, Type: c.Kind(), ID: id, At: at.UTC().Truncate(time.Millisecond), Body: body})
+	return json.Marshal(Envelope{V: Needs(c), Type: c.Kind(), ID: id, At: at.UTC().Truncate(time.Millisecond), Body: body})
 }

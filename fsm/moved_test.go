@@ -36,7 +36,8 @@ func TestMoved(t *testing.T) {
 		{"token", TokenPut{Token{ID: "t2", Uses: 1}}, true},
 		{"token's end", TokenPut{Token{ID: "t", Expires: epochZero.Add(time.Hour)}}, true},
 		{"settings", SettingsPut{Settings: func() Settings { c := s.Cluster.Settings; c.Databases = []string{"x"}; return c }()}, true},
-		{"gate", GateSet{Gate: 99}, true},
+		{"refused gate", GateSet{Gate: 2}, false},
+		{"version", NodePut{Node: func() Node { n := s.Nodes["b"]; n.Protocol = Protocol; return n }()}, true},
 		{"tags", NodePut{Node: func() Node { n := s.Nodes["b"]; n.Tags.User = map[string]string{"a": "b"}; return n }()}, true},
 		{"removed", NodeRemove{Node: "w"}, true},
 	}

@@ -6,21 +6,18 @@ import (
 	"io"
 )
 
-// snapshotFormat is the version written; snapshotReader is the oldest binary's Protocol that may read it.
-const (
-	snapshotFormat = 1
-	snapshotReader = 1
-)
+// snapshotFormat is the version written.
+const snapshotFormat = 1
 
 type snapshotFile struct {
 	Format    int    `json:"format"`
-	MinReader int    `json:"min_reader"`
+	MinReader int    `json:"min_reader"` // the oldest binary's Protocol that may read it
 	State     *State `json:"state"`
 }
 
 // WriteSnapshot writes the whole state.
 func WriteSnapshot(w io.Writer, s *State) error {
-	if err := json.NewEncoder(w).Encode(snapshotFile{snapshotFormat, snapshotReader, s}); err != nil {
+	if err := json.NewEncoder(w).Encode(snapshotFile{snapshotFormat, max(s.Cluster.Gate, 1), s}); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
 	return nil

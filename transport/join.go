@@ -46,6 +46,7 @@ type JoinRequest struct {
 	Tags      map[string]string `json:"tags,omitempty"`
 	Version   string            `json:"version"`
 	Protocol  int               `json:"protocol"`
+	Commands  int               `json:"commands,omitempty"`  // the newest version of the commands that its program knows; 0: 1
 	Now       time.Time         `json:"now"`                 // the host's clock
 	PGVersion int               `json:"pg_version"`          // major, 0 without PostgreSQL
 	SystemID  string            `json:"system_id,omitempty"` // of an existing data directory

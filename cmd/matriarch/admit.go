@@ -28,7 +28,7 @@ func (n *node) admit(ctx context.Context, r transport.JoinRequest) (transport.Jo
 	}
 	node := fsm.Node{
 		ID: fsm.NodeID(r.NodeID), Name: r.Name, Group: fsm.GroupID(r.Group), Peer: r.Addresses.Peer, Postgres: r.Addresses.PG, API: r.Addresses.API,
-		Zone: r.Zone, Tags: tagsFromWire(r.Tags), Version: r.Version, Protocol: fsm.Protocol,
+		Zone: r.Zone, Tags: tagsFromWire(r.Tags), Version: r.Version, Protocol: r.Commands,
 	}
 	res, err := n.consensus.Submit(ctx, fsm.Join{Node: node, Token: r.TokenID})
 	if err != nil {

@@ -96,6 +96,12 @@ func (f *fake) Reinit(_ context.Context, n fsm.Node, from fsm.NodeID) error {
 	return nil
 }
 
+func (f *fake) Snapshot(context.Context) ([]byte, error) {
+	var b bytes.Buffer
+	err := fsm.WriteSnapshot(&b, f.st.State)
+	return b.Bytes(), errors.Join(err, f.err)
+}
+
 func (f *fake) WouldSwitch(_ context.Context, _ fsm.Node, _ fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return to, f.unfit
 }

@@ -211,7 +211,7 @@ func joinRequest(cfg config.Config, d draft, pgMajor int) (transport.JoinRequest
 	data, err := pgmanager.DataSystemID(cfg.PostgreSQL.DataDir)
 	n := nodeOf(cfg, fsm.NodeID(cfg.Node.ID))
 	return transport.JoinRequest{
-		NodeID: cfg.Node.ID, Name: n.Name, CSR: d.CSR, Group: int(n.Group), Zone: n.Zone, Tags: tagsToWire(n.Tags), Version: version,
+		NodeID: cfg.Node.ID, Name: n.Name, CSR: d.CSR, Group: int(n.Group), Zone: n.Zone, Tags: tagsToWire(n.Tags), Version: version, Commands: fsm.Protocol,
 		Addresses: transport.Addresses{Peer: n.Peer, PG: n.Postgres, API: n.API}, Now: time.Now(), PGVersion: pgMajor, SystemID: data,
 	}, err
 }

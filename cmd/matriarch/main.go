@@ -45,6 +45,7 @@ type cluster interface {
 	Reinit(ctx context.Context, n fsm.Node, from fsm.NodeID) error
 	WouldSwitch(ctx context.Context, leader fsm.Node, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	Citus(ctx context.Context, to fsm.Node, req admin.CitusRequest) ([]admin.CitusAnswer, error)
+	Snapshot(ctx context.Context) ([]byte, error)
 	Close()
 }
 
@@ -107,7 +108,7 @@ func (p *program) app() *cli.App {
 		},
 		Commands: append(leadVerbs(),
 			p.listVerb(), p.topologyVerb(), p.statusVerb(), p.explainVerb(), p.historyVerb(), p.tokenVerb(), p.leaveVerb(), p.removeVerb(), p.failoverVerb(), p.switchoverVerb(), p.restartVerb(), p.reinitVerb(), p.citusVerb(),
-			p.configVerb(), p.demoVerb(), p.versionVerb()),
+			p.configVerb(), p.demoVerb(), p.versionVerb(), p.upgradeVerb(), p.snapshotVerb()),
 		Action:         p.noVerb,
 		Before:         checkOutput,
 		OnUsageError:   wrongUsage,

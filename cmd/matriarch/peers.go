@@ -75,7 +75,7 @@ func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
 	if !ok {
 		return
 	}
-	want := nodeOf(n.cfg, n.id.NodeID)
+	want := fsm.Known(nodeOf(n.cfg, n.id.NodeID), s.Cluster.Gate)
 	want.Joined, want.Report = have.Joined, have.Report
 	want.Tags.NoSync = want.Tags.NoSync || n.leaving.Load()
 	if sameNode(have, want) {

@@ -69,6 +69,9 @@ func (n *node) heard(s *fsm.State) map[fsm.NodeID]time.Duration {
 // RestartStandby implements admin.Source.
 func (s source) RestartStandby(ctx context.Context) error { return s.n.agent.Restart(ctx) }
 
+// Snapshot implements admin.Source.
+func (s source) Snapshot(ctx context.Context) (*fsm.State, error) { return s.n.consensus.Read(ctx) }
+
 // WouldSwitch implements admin.Source.
 func (s source) WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return s.n.wouldSwitch(ctx, g, to)

@@ -250,6 +250,8 @@ func (n *node) Citus(_ context.Context, r admin.CitusRequest) ([]admin.CitusAnsw
 	return []admin.CitusAnswer{{Database: r.Database, Error: n.st.Name}}, nil
 }
 
+func (n *node) Snapshot(context.Context) (*fsm.State, error) { return n.st.State, nil }
+
 func (n *node) WouldSwitch(_ context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
 	return to, fmt.Errorf("group %d is paused", g)
 }

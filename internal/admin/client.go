@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -163,6 +164,21 @@ func (c *Client) Reinit(ctx context.Context, n fsm.Node, from fsm.NodeID) error 
 		return fmt.Errorf("reinit %s: %w", n.Name, err)
 	}
 	return nil
+}
+
+// Snapshot reads the newest replicated state, as fsm.ReadSnapshot takes it.
+func (c *Client) Snapshot(ctx context.Context) ([]byte, error) {
+	r, err := c.first(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, submitTimeout)
+	defer cancel()
+	var state json.RawMessage
+	if err := c.rpc.Call(ctx, r.peer.Addr, string(r.peer.ID), CallSnapshot, struct{}{}, &state); err != nil {
+		return nil, fmt.Errorf("read the state from %s: %w", r.st.Name, err)
+	}
+	return state, nil
 }
 
 // WouldSwitch asks the leader whom a switchover would make primary.

@@ -103,7 +103,7 @@ func NewFormation(st Status) Formation {
 		f.Groups = append(f.Groups, newGroup(st, s.Groups[id]))
 	}
 	f.Troubles = troubles(st, f)
-	f.Healthy, f.Notes = len(f.Troubles) == 0, notes(f)
+	f.Healthy, f.Notes = len(f.Troubles) == 0, append(notes(f), upgradeNotes(s)...)
 	return f
 }
 

@@ -1,7 +1,9 @@
 package admin
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -17,6 +19,7 @@ const (
 	CallWouldSwitch = "would_switch"
 	CallCitus       = "citus"
 	CallReinit      = "reinit"
+	CallSnapshot    = "snapshot"
 )
 
 // Source is a node, as this package needs it. Both methods may be called concurrently.
@@ -29,6 +32,8 @@ type Source interface {
 	RestartStandby(ctx context.Context) error
 	// Reinit sets this node's data directory aside and clones it anew from the node given; empty: from the primary.
 	Reinit(ctx context.Context, from fsm.NodeID) error
+	// Snapshot is the whole replicated state, secrets' hashes included, with everything that was committed when it was called.
+	Snapshot(ctx context.Context) (*fsm.State, error)
 	// WouldSwitch says, on the leader, whom a switchover would make primary. It changes nothing; an error is the refusal.
 	WouldSwitch(ctx context.Context, g fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error)
 	// Citus looks at the Citus metadata, or, on the leader, changes what an operator may.
@@ -56,6 +61,7 @@ type Request struct {
 	OperationDrop *fsm.OperationDrop `json:"operation_drop,omitempty"`
 	GroupSet      *fsm.GroupSet      `json:"group_set,omitempty"`
 	SettingsPut   *fsm.SettingsPut   `json:"settings_put,omitempty"`
+	GateSet       *fsm.GateSet       `json:"gate_set,omitempty"`
 }
 
 // Command is the one command of the request.
@@ -69,6 +75,7 @@ func (r Request) Command() (fsm.Command, error) {
 	add(&out, r.OperationDrop)
 	add(&out, r.GroupSet)
 	add(&out, r.SettingsPut)
+	add(&out, r.GateSet)
 	if len(out) != 1 {
 		return nil, &transport.Error{
 			Code: transport.CodeBadRequest, Message: fmt.Sprintf("request holds %d commands that this version knows, not one", len(out)),
@@ -106,6 +113,15 @@ func Register(rpc *transport.RPCServer, src Source) {
 	})
 	transport.Register(rpc, CallReinit, func(ctx context.Context, _ transport.Peer, r ReinitRequest) (struct{}, error) {
 		return struct{}{}, refused(src.Reinit(ctx, r.From))
+	})
+	transport.Register(rpc, CallSnapshot, func(ctx context.Context, _ transport.Peer, _ struct{}) (json.RawMessage, error) {
+		s, err := src.Snapshot(ctx)
+		if err != nil {
+			return nil, refused(err)
+		}
+		var b bytes.Buffer
+		err = fsm.WriteSnapshot(&b, s)
+		return b.Bytes(), err
 	})
 	transport.Register(rpc, CallWouldSwitch, func(ctx context.Context, _ transport.Peer, q SwitchQuestion) (fsm.NodeID, error) {
 		to, err := src.WouldSwitch(ctx, q.Group, q.To)

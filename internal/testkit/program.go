@@ -151,3 +151,36 @@ func cli(t testing.TB, bin, stdin string, args ...string) Result {
 	}
 	return Result{Code: cmd.ProcessState.ExitCode(), Out: out.String(), Err: errs.String()}
 }
+
+// BuildOf builds the program as a commit has it. It skips the test where the commit is not to be had: in a shallow clone, or in
+// sources without their history.
+func BuildOf(t testing.TB, commit, version string) string {
+	t.Helper()
+	building.Lock()
+	defer building.Unlock()
+	if path, ok := built[commit]; ok {
+		return path
+	}
+	top, err := exec.Command("git", "rev-parse", "--show-toplevel").Output()
+	if err == nil {
+		err = exec.Command("git", "cat-file", "-e", commit+"^{commit}").Run()
+	}
+	if err != nil {
+		t.Skipf("commit %s is not here: a clone with its whole history is needed to build the version before", commit)
+	}
+	sources, path := filepath.Join(root, "sources-"+commit), filepath.Join(root, "matriarch-"+commit)
+	script := `git -C "$1" archive "$2" | tar -x -C "$3"`
+	if err := os.Mkdir(sources, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("bash", "-eo", "pipefail", "-c", script, "-", strings.TrimSpace(string(top)), commit, sources).CombinedOutput(); err != nil {
+		t.Fatalf("unpack %s: %v\n%s", commit, err, out)
+	}
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "hashicorpmetrics", "-ldflags", "-X main.version="+version, "-o", path, "./cmd/matriarch")
+	cmd.Dir, cmd.Env = sources, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", commit, err, out)
+	}
+	built[commit] = path
+	return path
+}
