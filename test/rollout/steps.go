@@ -48,6 +48,7 @@ func (b *bed) run(ctx context.Context, o options) error {
 		{"reboot primary", true, s.reboot},
 		{"power cut primary", false, s.powerCut},
 		{"stop all at once", true, s.stopAll},
+		{"backup and restore", true, s.restore},
 		{"data", false, s.check},
 		{"secrets in output", false, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
 		{"uninstall", true, s.uninstall},
@@ -408,6 +409,34 @@ tail -n 3 /var/lib/matriarch/postgresql.log | grep -q 'database system is shut d
 		return "", err
 	}
 	return fmt.Sprintf("down in order after %.1f s, healthy %.1f s after the start", stopped.Seconds(), time.Since(began).Seconds()), nil
+}
+
+// restore saves the control plane and rebuilds it from the file; the data stays where it is.
+func (s *scene) restore(ctx context.Context) (string, error) {
+	if _, err := s.plain(ctx, s.inv, "backup-control-plane", "-e", "matriarch_backup_dir="+s.dir+"/backups"); err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob(filepath.Join(s.dir, "backups", "*.snapshot"))
+	if err != nil || len(files) != 1 {
+		return "", fmt.Errorf("want one file, not %q (%w)", files, err)
+	}
+	if st, err := os.Stat(files[0]); err != nil || st.Mode().Perm() != 0o600 {
+		return "", fmt.Errorf("the file is readable by others (%w)", err)
+	}
+	began := time.Now()
+	if _, err := s.plain(ctx, s.inv, "restore-control-plane", "-e", "matriarch_backup="+files[0], "-e", "matriarch_confirm=restore"); err != nil {
+		return "", err
+	}
+	if err := s.healthy(ctx, s.nodes[0]); err != nil {
+		return "", err
+	}
+	for _, w := range s.writers {
+		if err := w.writesAgain(ctx, s.bed); err != nil {
+			return "", err
+		}
+	}
+	_, err = s.nodes[0].ssh(ctx, "! ls /var/lib/matriarch/secrets/*.snapshot 2>/dev/null")
+	return fmt.Sprintf("restored in %.0f s, no copy left on the hosts", time.Since(began).Seconds()), err
 }
 
 func (s *scene) check(ctx context.Context) (string, error) {
