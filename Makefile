@@ -75,7 +75,7 @@ chaos: deps build ## break five nodes at random, in network namespaces, as root:
 rollout: deps ## install, upgrade and break formations on systemd hosts by Ansible, as root: make rollout FORM=reduced|full
 	@deploy/deps-rollout.sh
 	@go build -buildvcs=false -tags $(TAGS) -o bin/rollout ./test/rollout
-	@bin/rollout -out rollout-out $(if $(filter reduced,$(FORM)),-reduced) $(if $(STEPS),-only $(STEPS))
+	@bin/rollout -out rollout-out $(if $(filter reduced,$(FORM)),-reduced) $(if $(STEPS),-only '$(STEPS)')
 
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -104,7 +105,7 @@ func removeCgroup(dir string) {
 		}
 		return nil
 	})
-	for i := len(all) - 1; i >= 0; i-- {
-		_ = os.Remove(all[i])
+	for _, d := range slices.Backward(all) {
+		_ = os.Remove(d)
 	}
 }

@@ -84,7 +84,7 @@ func (s *scene) bootAll(ctx context.Context) (string, error) {
 		}
 	}
 	for _, n := range names {
-		s.nodes = append(s.nodes, s.bed.add(n, "bookworm", groups[n]))
+		s.nodes = append(s.nodes, s.add(n, "bookworm", groups[n]))
 	}
 	if err := each(s.nodes, (*host).lay); err != nil {
 		return "", err
@@ -271,7 +271,7 @@ func (s *scene) restartAll(ctx context.Context) (string, error) {
 
 func (s *scene) addNode(ctx context.Context) (string, error) {
 	name, group := s.newcomer()
-	h := s.bed.add(name, "bookworm", group)
+	h := s.add(name, "bookworm", group)
 	if err := h.lay(); err != nil {
 		return "", err
 	}
@@ -470,7 +470,7 @@ func (s *scene) uninstall(ctx context.Context) (string, error) {
 
 // trixie is a formation of one host with another distribution and another PostgreSQL.
 func (s *scene) trixie(ctx context.Context) (string, error) {
-	h := s.bed.add("alone", "trixie", 0)
+	h := s.add("alone", "trixie", 0)
 	if err := h.lay(); err != nil {
 		return "", err
 	}
