@@ -21,6 +21,8 @@ type scene struct {
 	inv     string
 	nodes   []*host // of the formation
 	writers []*writer
+
+	upgraded bool
 }
 
 // step is one row of the table.
@@ -206,6 +208,7 @@ func (s *scene) upgrade(ctx context.Context) (string, error) {
 	if err != nil {
 		return says, err
 	}
+	s.upgraded = true
 	f, err := s.formation(ctx, s.nodes[0])
 	for _, m := range f.Members {
 		if m.Version != newVersion {
@@ -284,10 +287,18 @@ func (s *scene) addNode(ctx context.Context) (string, error) {
 		return "", err
 	}
 	_, _, says, err := s.measured(ctx, func() error {
-		_, err := s.plain(ctx, s.inv, "add-node", "-e", "matriarch_new="+name, "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new"))
+		_, err := s.plain(ctx, s.inv, "add-node", "-e", "matriarch_new="+name, "-e", "matriarch_binary="+s.program())
 		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
 	})
 	return says, err
+}
+
+// program is the version that the formation runs: a node of another major version may not join.
+func (s *scene) program() string {
+	if s.upgraded {
+		return filepath.Join(s.dir, "matriarch-new")
+	}
+	return filepath.Join(s.dir, "matriarch")
 }
 
 // newcomer is the host that is added and removed.
