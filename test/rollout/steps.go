@@ -25,6 +25,9 @@ type scene struct {
 	upgraded bool
 }
 
+// nothing says that no process of Matriarch's is left on a host.
+const nothing = `test -z "$(pgrep -x postgres; pgrep -x matriarch)"`
+
 // step is one row of the table.
 type step struct {
 	name string
@@ -370,7 +373,7 @@ func (s *scene) stopPrimary(ctx context.Context) (string, error) {
 	var took time.Duration
 	says, err := s.away(ctx, func(h *host) error {
 		began := time.Now()
-		_, err := h.ssh(ctx, "systemctl stop matriarch; ! pgrep -x 'postgres|matriarch' >/dev/null; journalctl -u matriarch -o cat | grep -q 'handed over before the stop'")
+		_, err := h.ssh(ctx, "systemctl stop matriarch && "+nothing+" && journalctl -u matriarch -o cat | grep -q 'handed over before the stop'")
 		took = time.Since(began)
 		return err
 	}, func(h *host) error {
@@ -404,8 +407,7 @@ func (s *scene) powerCut(ctx context.Context) (string, error) {
 func (s *scene) stopAll(ctx context.Context) (string, error) {
 	began := time.Now()
 	err := each(s.nodes, func(h *host) error {
-		_, err := h.ssh(ctx, `systemctl stop matriarch; ! pgrep -x 'postgres|matriarch'; test "$(systemctl show -p Result --value matriarch)" = success
-tail -n 3 /var/lib/matriarch/postgresql.log | grep -q 'database system is shut down'`)
+		_, err := h.ssh(ctx, `systemctl stop matriarch && `+nothing+` && test "$(systemctl show -p Result --value matriarch)" = success && tail -n 1 /var/lib/matriarch/postgresql.log | grep -q 'database system is shut down'`)
 		return err
 	})
 	if err != nil {
@@ -473,7 +475,7 @@ func (s *scene) uninstall(ctx context.Context) (string, error) {
 		return "", err
 	}
 	err := each(s.nodes, func(h *host) error {
-		_, err := h.ssh(ctx, "! pgrep -x 'postgres|matriarch'; ! test -e /usr/bin/matriarch; test -f /var/lib/matriarch/pgdata/PG_VERSION; test -f /etc/matriarch/matriarch.yml")
+		_, err := h.ssh(ctx, nothing+" && test ! -e /usr/bin/matriarch && test -f /var/lib/matriarch/pgdata/PG_VERSION && test -f /etc/matriarch/matriarch.yml")
 		return err
 	})
 	return "refused without the word; data and configuration stay", err
