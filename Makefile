@@ -22,17 +22,21 @@ COORDINATOR ?=
 OUT         ?= bench-out
 # How long `make chaos` makes faults, and the seed that draws them; or the incident that it plays instead.
 MINUTES     ?= 2
-# How long `make fuzz` gives each target.
-FUZZTIME    ?= 20s
 SEED        ?= 1
 SCENARIO    ?=
+# How long `make fuzz` gives each target.
+FUZZTIME    ?= 20s
 # Where packages and releases go; VERIFY=0 leaves out the second build of a release.
 DIST   ?= dist
 VERIFY ?= 1
 NFPM   := .cache/nfpm
 TREE   := .cache/trees/bookworm
 
-.PHONY: fuzz vuln help deps build fmt lint vet test race sim check demo bench chaos gobench packages packages-test release clean generate
+# The form of `make rollout`, and which of its steps (all without STEPS).
+FORM        ?= full
+STEPS       ?=
+
+.PHONY: fuzz vuln help deps build fmt lint vet test race sim check demo bench chaos rollout gobench packages packages-test release clean generate
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +93,11 @@ vuln: ## look the dependencies up in Go's vulnerability database
 	@out=$$(cd tools && CGO_ENABLED=0 GOBIN=$(CURDIR)/.cache go install -buildvcs=false golang.org/x/vuln/cmd/govulncheck 2>&1) || { echo "not checked: govulncheck cannot be built here: $$out"; exit 0; }; \
 	rc=0; out=$$(.cache/govulncheck -tags $(TAGS) ./... 2>&1) || rc=$$?; echo "$$out"; \
 	if echo "$$out" | grep -q 'vuln.go.dev.*\(dial\|lookup\|timeout\|refused\|403\|502\)\|no such host\|fetching vulnerabilities'; then echo "not checked: the database at vuln.go.dev cannot be reached here"; exit 0; fi; exit $$rc
+
+rollout: deps ## install, upgrade and break formations on systemd hosts by Ansible, as root: make rollout FORM=reduced|full
+	@deploy/deps-rollout.sh
+	@go build -buildvcs=false -tags $(TAGS) -o bin/rollout ./test/rollout
+	@bin/rollout -out rollout-out $(if $(filter reduced,$(FORM)),-reduced) $(if $(STEPS),-only '$(STEPS)')
 
 gobench: ## run the benchmarks of single packages
 	@$(GOTEST) -run '^$$' -bench . -benchmem ./...

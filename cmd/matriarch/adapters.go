@@ -157,7 +157,10 @@ func portInUse(err error, key, addr string) error {
 	return err
 }
 
-func (n *node) nodeDecided(p decide.Plan) { n.metrics.Decision(p.Rule) }
+func (n *node) nodeDecided(p decide.Plan) {
+	n.metrics.Decision(p.Rule)
+	n.service.status(p.Rule + " " + p.Name + ": " + p.Reason)
+}
 
 func (n *node) groupDecided(_ fsm.GroupID, p decide.ClusterPlan) { n.metrics.Decision(p.Rule) }
 

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -30,7 +32,8 @@ func joinVerb() *cli.Command {
 			"Example: matriarch join 10.0.0.11:7400 --token mt1.... --name work1-1 --group 1",
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "rebalance", Usage: "move shards to this host's group once it is registered with Citus; without: 'matriarch citus rebalance' does, later"},
-			&cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", Required: true, EnvVars: []string{"MATRIARCH_TOKEN"}},
+			&cli.StringFlag{Name: "token", Usage: "join token, as bootstrap or `matriarch token create` printed it", EnvVars: []string{"MATRIARCH_TOKEN"}},
+			&cli.StringFlag{Name: "token-file", Usage: "`FILE` with the token, so that it is on no command line; -: standard input"},
 		}, hostFlags()...),
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 1 {
@@ -44,7 +47,7 @@ func joinVerb() *cli.Command {
 const joinLimit = 30 * time.Second
 
 func join(c *cli.Context) error {
-	token, err := transport.ParseToken(c.String("token"))
+	token, err := joinToken(c)
 	if err != nil {
 		return err
 	}
@@ -105,6 +108,36 @@ func join(c *cli.Context) error {
 		fmt.Fprintf(c.App.Writer, "%s is a node of cluster %s, group %d\nconfiguration  %s\nstart it with  matriarch run --config %s\n", cfg.Node.Name, res.ClusterID, cfg.Node.Group, c.String("config"), c.String("config"))
 	})
 }
+
+// joinToken is the token, from wherever it was put.
+func joinToken(c *cli.Context) (transport.Token, error) {
+	text, file := c.String("token"), c.String("token-file")
+	switch {
+	case file == "" && text == "":
+		return transport.Token{}, usagef(c, "--token is missing")
+	case file == "":
+		return transport.ParseToken(text)
+	case c.IsSet("token") && text != "":
+		return transport.Token{}, usagef(c, "--token and --token-file are two ways to say the same: use one")
+	}
+	in := c.App.Reader
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return transport.Token{}, fmt.Errorf("read the join token: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, maxToken))
+	if err != nil {
+		return transport.Token{}, fmt.Errorf("read the join token: %w", err)
+	}
+	return transport.ParseToken(strings.TrimSpace(string(b)))
+}
+
+// maxToken is more than any token has, in bytes.
+const maxToken = 16 << 10
 
 // joinedBefore lets a join be repeated: the same node renews its certificate. Another cluster's state is never overwritten.
 func joinedBefore(dir identity.Dir, token transport.Token, cfg *config.Config, c *cli.Context) (nodeID string, err error) {

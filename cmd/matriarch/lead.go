@@ -4,5 +4,5 @@ import "github.com/urfave/cli/v2"
 
 // leadVerbs are the verbs that make and run a node.
 func leadVerbs() []*cli.Command {
-	return []*cli.Command{bootstrapVerb(), joinVerb(), runVerb(), sentinelVerb(), recoverVerb()}
+	return []*cli.Command{bootstrapVerb(), joinVerb(), runVerb(), stopVerb(), sentinelVerb(), recoverVerb()}
 }

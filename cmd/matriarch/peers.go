@@ -24,12 +24,17 @@ func (n *node) stateChanged(prev, next *fsm.State) {
 		n.certs.Look()
 	}
 	if len(prev.Nodes) != len(next.Nodes) || !slices.Equal(peersOf(prev), peersOf(next)) {
-		select {
-		case n.changed <- struct{}{}:
-		default:
-		}
+		n.nodesMoved()
 	}
 	n.observeEvents(prev, next)
+}
+
+// nodesMoved has keepPeers look again.
+func (n *node) nodesMoved() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
 }
 
 func peersOf(s *fsm.State) []identity.Peer {
@@ -58,6 +63,15 @@ func (n *node) keepPeers(ctx context.Context) error {
 	}
 }
 
+// announceStart tells what the configuration says as soon as the newest state can be read. What an older one says is not enough: this
+// node's last run may have left a word at its end.
+func (n *node) announceStart(ctx context.Context) error {
+	if s, err := n.consensus.Read(ctx); err == nil {
+		n.announceSelf(ctx, s)
+	}
+	return nil // ctx has ended
+}
+
 // announceSelf proposes what the configuration says of this node, if the state says otherwise.
 func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
 	have, ok := s.Nodes[n.id.NodeID]
@@ -66,6 +80,7 @@ func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
 	}
 	want := fsm.Known(nodeOf(n.cfg, n.id.NodeID), s.Cluster.Gate)
 	want.Joined, want.Report = have.Joined, have.Report
+	want.Tags.NoSync = want.Tags.NoSync || n.leaving.Load()
 	if sameNode(have, want) {
 		return
 	}

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/urfave/cli/v2"
 
 	"matriarch/internal/agent"
@@ -24,7 +23,7 @@ func runVerb() *cli.Command {
 		Name:  "run",
 		Usage: "run this node",
 		Description: "Runs until it is told to end. SIGTERM ends matriarch and leaves PostgreSQL running under its sentinel: start matriarch again within three seconds " +
-			"and nobody notices. SIGINT stops PostgreSQL in good order first.\nExample: matriarch run --config /etc/matriarch/matriarch.yml",
+			"and nobody notices. SIGINT ends the whole node in good order: a primary is handed over first (stop.handover_timeout), then PostgreSQL is stopped.\nExample: matriarch run --config /etc/matriarch/matriarch.yml",
 		Action: func(c *cli.Context) error {
 			cfg, err := config.Load(c.String("config"))
 			if err != nil {
@@ -39,7 +38,11 @@ func runVerb() *cli.Command {
 	}
 }
 
-const stopLimit = 90 * time.Second
+// Limits of an orderly end after the handover. TimeoutStopSec of the unit is longer than all of them together.
+const (
+	stopLimit    = 90 * time.Second
+	orderlyLimit = 75 * time.Second // then PostgreSQL is stopped at once
+)
 
 // serve runs the node until a signal. Only SIGINT ends PostgreSQL as well.
 func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
@@ -47,16 +50,9 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	debug.SetGCPercent(40)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
+	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
-	go func() {
-		select {
-		case s := <-signals:
-			cancel(signalled{s})
-		case <-ctx.Done():
-		}
-	}()
 	if err := slacken(); err != nil {
 		log.Debug("timers stay as punctual as they are", "error", err)
 	}
@@ -65,9 +61,10 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	log.Info("node runs", "node", n.id.Name, "group", cfg.Node.Group, "version", version, "peer", cfg.Advertise, "api", cfg.API.Listen)
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady)
+	n.service.ready()
+	go n.obey(ctx, cancel, signals)
 	err = n.run(ctx)
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	n.service.stopping("ends")
 	cause, _ := errors.AsType[signalled](context.Cause(ctx))
 	switch {
 	case errors.Is(err, agent.ErrRemoved):
@@ -79,6 +76,30 @@ func serve(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		log.Info("node ends; PostgreSQL stays under its sentinel", "signal", cause.String())
 	}
 	return errors.Join(err, n.close())
+}
+
+// obey ends ctx with the first signal; SIGINT hands over before, until it is done, takes too long, or another signal comes.
+func (n *node) obey(ctx context.Context, end context.CancelCauseFunc, signals <-chan os.Signal) {
+	var first os.Signal
+	select {
+	case first = <-signals:
+	case <-ctx.Done():
+		return
+	}
+	if first == syscall.SIGINT {
+		n.service.stopping("hands over")
+		hctx, cancel := context.WithTimeout(ctx, n.cfg.Stop.HandoverTimeout)
+		go func() {
+			select {
+			case <-signals:
+				cancel()
+			case <-hctx.Done():
+			}
+		}()
+		n.handOver(hctx)
+		cancel()
+	}
+	end(signalled{first})
 }
 
 // signalled is why a run ended.

@@ -65,12 +65,14 @@ type node struct {
 	joins joins
 
 	changed chan struct{}                        // the nodes of the state moved: peers.json is written anew
+	leaving atomic.Bool                          // this run ends: no commit shall wait for this node any more
+	service service                              // systemd, if it is the parent
 	leading atomic.Pointer[consensus.Leadership] // while this node leads
 }
 
 // wire makes a node. Nothing outside its own folders is changed, and nothing runs yet but the sentinel.
 func wire(ctx context.Context, cfg config.Config, log *slog.Logger) (n *node, err error) {
-	n = &node{cfg: cfg, dir: identity.Dir(cfg.StateDir), log: log, changed: make(chan struct{}, 1)}
+	n = &node{cfg: cfg, dir: identity.Dir(cfg.StateDir), log: log, changed: make(chan struct{}, 1), service: newService(log)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -205,7 +207,7 @@ func (n *node) hands(ctx context.Context, pgcfg pgmanager.Config) (err error) {
 	n.postgres = instance.NewPostgres(n.pg, pgcfg, n.sentinel, n.linkSecurity, n.log)
 	n.agent = agent.New(agent.Config{
 		Self: n.id.NodeID, Control: control{n.consensus}, Postgres: n.postgres, Sentinel: n.sentinel, Peers: peers{n}, Clock: clock,
-		Hooks: instance.NewHooks(ctx, n.cfg.Hooks, n.pg, n.log), Log: n.log, Decided: n.nodeDecided,
+		Hooks: instance.NewHooks(ctx, n.cfg.Hooks, n.pg, n.log), Log: n.log, Decided: n.nodeDecided, Alive: n.service.alive,
 	})
 	return nil
 }
@@ -236,6 +238,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go(func() error { return n.join.Serve(n.mux.Listener(transport.KindJoin)) })
 	g.Go(func() error { return n.api.Serve(n.apiPort) })
 	g.Go(func() error { return n.keepPeers(ctx) })
+	g.Go(func() error { return n.announceStart(ctx) })
 	g.Go(func() error { return n.learnRemoval(ctx) })
 	g.Go(func() error { return n.rebalanceAsked(ctx) })
 	g.Go(func() error { return n.settle(ctx) })
@@ -289,7 +292,7 @@ const settleAfter = 15 * time.Second
 func (n *node) stopPostgres() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
-	if err := n.agent.Stop(ctx); err != nil {
+	if err := n.agent.Stop(ctx, orderlyLimit); err != nil {
 		n.log.Warn("not everything could be ended in good order", "error", err)
 	}
 	return n.sentinel.Shutdown(ctx)

@@ -28,6 +28,8 @@ type Config struct {
 	Log      *slog.Logger
 	// Decided is told every decision whose rule differs from the one before.
 	Decided func(decide.Plan)
+	// Alive is told of every round of the loop, at least one a second or two while it is well. It never blocks. nil: nobody.
+	Alive func()
 }
 
 // Agent runs one node.
@@ -95,6 +97,9 @@ const pastDecisions = 50
 func New(cfg Config) *Agent {
 	if cfg.Hooks == nil {
 		cfg.Hooks = NoHooks{}
+	}
+	if cfg.Alive == nil {
+		cfg.Alive = func() {}
 	}
 	return &Agent{
 		cfg: cfg, word: newWordBox(), wake: make(chan struct{}, 1), poke: make(chan struct{}, 1), news: make(chan struct{}, 1), opened: make(chan struct{}, 1), moved: make(chan struct{}, 1),

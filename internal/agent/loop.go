@@ -26,6 +26,7 @@ const (
 
 func (a *Agent) loop(ctx context.Context) error {
 	for {
+		a.cfg.Alive()
 		view := a.observe(ctx)
 		plan := decide.Node(view)
 		a.remember(view, plan)

@@ -170,13 +170,19 @@ func (a *Agent) adoptedLate(r Roster, rec decide.Recruit) (decide.Recruit, error
 	return rec, nil
 }
 
-// Stop ends PostgreSQL in good order and gives the lease back; Run must have returned.
-func (a *Agent) Stop(ctx context.Context) error {
+// Stop ends PostgreSQL in good order, or at once after orderly, and gives the lease back; Run must have returned.
+func (a *Agent) Stop(ctx context.Context, orderly time.Duration) error {
 	if err := a.ping(ctx); err != nil {
 		return fmt.Errorf("ask the sentinel: %w", err)
 	}
 	if a.sentinel.get().Postmaster != 0 {
-		if err := a.stopped(ctx, false); err != nil {
+		octx, cancel := context.WithTimeout(ctx, orderly)
+		err := a.stopped(octx, false)
+		cancel()
+		if err != nil && octx.Err() != nil {
+			err = a.stopped(ctx, true)
+		}
+		if err != nil {
 			return err
 		}
 	}

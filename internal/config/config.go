@@ -24,6 +24,7 @@ type Config struct {
 	Log      Log      `yaml:"log"`
 	Sentinel Sentinel `yaml:"sentinel,omitempty"`
 	Hooks    Hooks    `yaml:"hooks"`
+	Stop     Stop     `yaml:"stop"`
 	Peers    []string `yaml:"peers,omitempty" help:"Addresses of known nodes, written by join. For information and first contact only; the replicated state is what counts."`
 }
 
@@ -153,6 +154,11 @@ type Hooks struct {
 	Timeout      time.Duration `yaml:"timeout" help:"Longest time for one run of a hook; then it is killed, and counts as failed."`
 }
 
+// Stop is how a node ends in good order, as systemctl stop and a shutdown of the host ask for.
+type Stop struct {
+	HandoverTimeout time.Duration `yaml:"handover_timeout" help:"How long a primary about to stop tries to switch its group over first, so that clients see no error; 0: not at all. Then, or without a standby that fits, PostgreSQL is stopped and the lease given back."`
+}
+
 // Default is what an empty file says; derived values are still empty, see Complete.
 func Default() Config {
 	return Config{
@@ -175,6 +181,7 @@ func Default() Config {
 		Log:      Log{Level: "info", Format: "auto"},
 		Sentinel: Sentinel{Watchdog: "off", WatchdogDevice: "/dev/watchdog"},
 		Hooks:    Hooks{FenceFailure: "refuse", Timeout: 10 * time.Second},
+		Stop:     Stop{HandoverTimeout: 30 * time.Second},
 	}
 }
 

@@ -348,6 +348,7 @@ func (ps *problems) proxy(p Proxy) {
 const (
 	minHookTime = 100 * time.Millisecond
 	maxHookTime = 45 * time.Second // a promotion is given up after a minute
+	maxHandover = time.Minute      // TimeoutStopSec of the unit allows for no more
 )
 
 func (ps *problems) hooks(c Config) {
@@ -364,6 +365,9 @@ func (ps *problems) hooks(c Config) {
 	}
 	if !goodPath(c.Sentinel.WatchdogDevice) {
 		ps.add("sentinel.watchdog_device", "%q must be an absolute path, for instance /dev/watchdog", c.Sentinel.WatchdogDevice)
+	}
+	if d := c.Stop.HandoverTimeout; d < 0 || d > maxHandover {
+		ps.add("stop.handover_timeout", "%s must be 0s (off) to %s", d, maxHandover)
 	}
 	if c.PostgreSQL.SetAsideLimit < 0 {
 		ps.add("postgresql.set_aside_limit", "%d must be 0 (no limit) or greater", c.PostgreSQL.SetAsideLimit)

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ioprioProcess makes ioprio_set mean one process; class 0 is what its niceness says.
+const ioprioProcess = 1
+
 // clockStep is how far a postmaster's own idea of its start may be from the kernel's, after steps of the wall clock.
 const clockStep = 10 * time.Second
 
@@ -86,6 +89,7 @@ func spawn(r StartRequest) (*postmaster, error) {
 	}
 	// The sentinel's own protection must not pass to the server. Without the right to protect itself there is nothing to take back.
 	_ = oomScore(pid, 0)
+	_, _, _ = unix.Syscall(unix.SYS_IOPRIO_SET, ioprioProcess, uintptr(pid), 0)
 	return p, nil
 }
 

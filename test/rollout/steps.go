@@ -1,0 +1,509 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// aim is the longest gap that an upgrade may make, on a quiet machine.
+const aim = 250 * time.Millisecond
+
+// scene is a run: the bed with one formation on it, and the writers.
+type scene struct {
+	*bed
+	o       options
+	inv     string
+	nodes   []*host // of the formation
+	writers []*writer
+
+	upgraded bool
+}
+
+// nothing says that no process of Matriarch's is left on a host.
+const nothing = `test -z "$(pgrep -x postgres; pgrep -x matriarch)"`
+
+// step is one row of the table.
+type step struct {
+	name string
+	full bool // left out of the reduced form
+	do   func(context.Context) (string, error)
+}
+
+func (b *bed) run(ctx context.Context, o options) error {
+	s := &scene{bed: b, o: o}
+	must := []step{{"hosts boot", false, s.bootAll}, {"check mode", true, s.checkMode}, {"site", false, s.site}}
+	steps := []step{
+		{"lint", false, s.lint},
+		{"site again", false, s.siteAgain},
+		{"site without a host", true, s.siteWithout},
+		{"writers", false, s.write},
+		{"upgrade-matriarch", false, s.upgrade},
+		{"upgrade again", true, s.upgradeAgain},
+		{"upgrade-postgres-minor", true, s.minor},
+		{"systemctl restart", true, s.restartAll},
+		{"add-node", true, s.addNode},
+		{"remove-node", true, s.removeNode},
+		{"stop primary", false, s.stopPrimary},
+		{"reboot primary", true, s.reboot},
+		{"power cut primary", false, s.powerCut},
+		{"stop all at once", true, s.stopAll},
+		{"backup and restore", true, s.restore},
+		{"data", false, s.check},
+		{"secrets in output", false, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
+		{"uninstall", true, s.uninstall},
+		{"trixie", true, s.trixie},
+	}
+	var errs []error
+	for i, st := range append(must, steps...) {
+		needed := !st.full && i < len(must) || st.name == "writers"
+		if o.only == "" && st.full && o.reduced || !needed && !o.wants(st.name) {
+			continue
+		}
+		began := time.Now()
+		says, err := st.do(ctx)
+		if err != nil {
+			says = "FAILED: " + err.Error()
+			errs = append(errs, fmt.Errorf("%s: %w", st.name, err))
+		}
+		b.table.row(st.name, time.Since(began), says)
+		if err != nil && needed {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *scene) bootAll(ctx context.Context) (string, error) {
+	groups := map[string]int{"coord-1": 0, "coord-2": 0, "coord-3": 0}
+	names := []string{"coord-1", "coord-2", "coord-3"}
+	if !s.o.reduced {
+		for _, n := range []string{"work1-1", "work1-2", "work2-1", "work2-2"} {
+			names = append(names, n)
+			groups[n] = int(n[4] - '0')
+		}
+	}
+	for _, n := range names {
+		s.nodes = append(s.nodes, s.add(n, "bookworm", groups[n]))
+	}
+	if err := each(s.nodes, (*host).lay); err != nil {
+		return "", err
+	}
+	var err error
+	if s.inv, err = s.inventory("inventory", s.nodes); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d hosts", len(s.nodes)), each(s.nodes, func(h *host) error { return h.boot(ctx) })
+}
+
+func (s *scene) lint(ctx context.Context) (string, error) {
+	cmd := exec.CommandContext(ctx, "bash", "-c", "cd deploy/ansible && yamllint . && ansible-lint --offline -q --nocolor *.yml roles/matriarch")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "ANSIBLE_HOME="+s.dir+"/ansible")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return "clean", err
+}
+
+func (s *scene) checkMode(ctx context.Context) (string, error) {
+	if _, err := s.plain(ctx, s.inv, "site", "--check"); err != nil {
+		return "", err
+	}
+	out, err := s.nodes[0].ssh(ctx, "ls /usr/bin/matriarch /var/lib/matriarch 2>/dev/null | wc -l")
+	if err == nil && out != "0" {
+		err = errors.New("it changed something")
+	}
+	return "nothing changed", err
+}
+
+func (s *scene) site(ctx context.Context) (string, error) {
+	r, err := s.plain(ctx, s.inv, "site")
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("changed=%d", r.changed), s.healthy(ctx, s.nodes[0])
+}
+
+func unchanged(r recap, err error) (string, error) {
+	if err == nil && r.changed > 0 {
+		err = fmt.Errorf("changed=%d", r.changed)
+	}
+	return "changed=0", err
+}
+
+func (s *scene) siteAgain(ctx context.Context) (string, error) {
+	return unchanged(s.plain(ctx, s.inv, "site"))
+}
+
+// siteWithout plays site while one host is gone: the others are served, and a repetition does the rest.
+func (s *scene) siteWithout(ctx context.Context) (string, error) {
+	gone := s.nodes[len(s.nodes)-1]
+	if err := gone.powerCut(); err != nil {
+		return "", err
+	}
+	r, err := s.play(ctx, s.inv, "site")
+	if err == nil || r.unreachable != 1 || r.failed != 0 || r.changed != 0 {
+		return "", fmt.Errorf("want one host unreachable and the others well, not %+v (%w)", r, err)
+	}
+	if err := gone.boot(ctx); err != nil {
+		return "", err
+	}
+	if err := s.healthy(ctx, s.nodes[0]); err != nil {
+		return "", err
+	}
+	_, err = unchanged(s.plain(ctx, s.inv, "site"))
+	return "others untouched, then changed=0", err
+}
+
+func (s *scene) write(ctx context.Context) (string, error) {
+	groups := []int{0}
+	if !s.o.reduced {
+		groups = []int{0, 1}
+	}
+	for _, g := range groups {
+		w, err := s.bed.write(ctx, s.nodes[0], g)
+		if err != nil {
+			return "", err
+		}
+		s.writers = append(s.writers, w)
+		if err := w.writesAgain(ctx, s.bed); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("groups %v, one write in %s", groups, writeEvery), nil
+}
+
+// measured does something while the writers write.
+func (s *scene) measured(ctx context.Context, do func() error) (longest time.Duration, failed int, says string, err error) {
+	for _, w := range s.writers {
+		w.window()
+	}
+	if err = do(); err != nil {
+		return
+	}
+	var parts []string
+	for _, w := range s.writers {
+		if err = w.writesAgain(ctx, s.bed); err != nil {
+			return
+		}
+		gap, n, first := w.seen()
+		longest, failed = max(longest, gap), failed+n
+		part := fmt.Sprintf("group %d: gap %d ms, %d errors", w.group, gap.Milliseconds(), n)
+		if n > 0 {
+			part += " (" + first[:min(len(first), 80)] + ")"
+		}
+		parts = append(parts, part)
+	}
+	return longest, failed, strings.Join(parts, "; "), nil
+}
+
+func (s *scene) upgrade(ctx context.Context) (string, error) {
+	longest, failed, says, err := s.measured(ctx, func() error {
+		_, err := s.plain(ctx, s.inv, "upgrade-matriarch", "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new"))
+		return err
+	})
+	if err != nil {
+		return says, err
+	}
+	s.upgraded = true
+	f, err := s.formation(ctx, s.nodes[0])
+	for _, m := range f.Members {
+		if m.Version != newVersion {
+			err = errors.Join(err, fmt.Errorf("%s runs %s", m.Name, m.Version))
+		}
+	}
+	if failed > 0 {
+		err = errors.Join(err, errors.New(says))
+	}
+	if longest > aim {
+		says += fmt.Sprintf(" (aim: %d ms)", aim.Milliseconds())
+	}
+	return says, err
+}
+
+func (s *scene) upgradeAgain(ctx context.Context) (string, error) {
+	return unchanged(s.plain(ctx, s.inv, "upgrade-matriarch", "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new")))
+}
+
+// minor restarts every server as after a new minor version, which there is none of here.
+func (s *scene) minor(ctx context.Context) (string, error) {
+	_, _, says, err := s.measured(ctx, func() error {
+		_, err := s.plain(ctx, s.inv, "upgrade-postgres-minor", "-e", "matriarch_force_restart=true")
+		return err
+	})
+	return says, err
+}
+
+// restartAll restarts each agent by hand: the server's process and its lease are what they were.
+func (s *scene) restartAll(ctx context.Context) (string, error) {
+	const what = `matriarch --output json status $(hostname) | grep -E '"postmaster"|"writable"|"epoch"' | tr -d '\n'`
+	var longest time.Duration
+	gap, failed, says, err := s.measured(ctx, func() error {
+		for _, h := range s.nodes {
+			before, err := h.ssh(ctx, what)
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			if _, err := h.ssh(ctx, "systemctl restart matriarch"); err != nil {
+				return err
+			}
+			longest = max(longest, time.Since(began))
+			err = s.until(ctx, 30*time.Second, h.name+" has the process and the lease that it had", func() error {
+				after, err := h.ssh(ctx, what)
+				if err == nil && after != before {
+					err = fmt.Errorf("%s, and was %s", after, before)
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && failed > 0 {
+		err = errors.New(says)
+	}
+	_ = gap
+	return fmt.Sprintf("%s; longest restart %.1f s", says, longest.Seconds()), err
+}
+
+func (s *scene) addNode(ctx context.Context) (string, error) {
+	name, group := s.newcomer()
+	h := s.add(name, "bookworm", group)
+	if err := h.lay(); err != nil {
+		return "", err
+	}
+	if err := h.boot(ctx); err != nil {
+		return "", err
+	}
+	s.nodes = append(s.nodes, h)
+	var err error
+	if s.inv, err = s.inventory("inventory", s.nodes); err != nil {
+		return "", err
+	}
+	_, _, says, err := s.measured(ctx, func() error {
+		_, err := s.plain(ctx, s.inv, "add-node", "-e", "matriarch_new="+name, "-e", "matriarch_binary="+s.program())
+		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
+	})
+	return says, err
+}
+
+// program is the version that the formation runs: a node of another major version may not join.
+func (s *scene) program() string {
+	if s.upgraded {
+		return filepath.Join(s.dir, "matriarch-new")
+	}
+	return filepath.Join(s.dir, "matriarch")
+}
+
+// newcomer is the host that is added and removed.
+func (s *scene) newcomer() (name string, group int) {
+	if s.o.reduced {
+		return "coord-4", 0
+	}
+	return "work1-3", 1
+}
+
+func (s *scene) removeNode(ctx context.Context) (string, error) {
+	name, _ := s.newcomer()
+	_, _, says, err := s.measured(ctx, func() error {
+		_, err := s.plain(ctx, s.inv, "remove-node", "-e", "matriarch_node="+name)
+		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
+	})
+	if err != nil {
+		return says, err
+	}
+	gone := s.named(name)
+	if _, err := gone.ssh(ctx, "! systemctl is-active -q matriarch && test -d /var/lib/matriarch/pgdata"); err != nil {
+		return says, err
+	}
+	s.nodes = s.nodes[:len(s.nodes)-1]
+	s.inv, err = s.inventory("inventory", s.nodes)
+	return says + "; its data is there", errors.Join(err, gone.powerCut())
+}
+
+// other is a node that is not the one about to go.
+func (s *scene) other(but *host) *host {
+	for _, h := range s.nodes {
+		if h != but {
+			return h
+		}
+	}
+	return nil
+}
+
+// away takes the primary of group 0 away, brings it back, and says what clients saw until another took over.
+func (s *scene) away(ctx context.Context, take, bring func(*host) error) (string, error) {
+	p, err := s.primary(ctx, s.nodes[0], 0)
+	if err != nil {
+		return "", err
+	}
+	_, _, says, err := s.measured(ctx, func() error {
+		if err := take(p); err != nil {
+			return err
+		}
+		return s.until(ctx, time.Minute, "another is primary", func() error {
+			now, err := s.primary(ctx, s.other(p), 0)
+			if err == nil && now == p {
+				err = errors.New("it is still " + p.name)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return says, err
+	}
+	began := time.Now()
+	if err := bring(p); err != nil {
+		return says, err
+	}
+	err = s.healthy(ctx, s.other(p))
+	return fmt.Sprintf("%s; redundant again %.1f s later", says, time.Since(began).Seconds()), err
+}
+
+func (s *scene) stopPrimary(ctx context.Context) (string, error) {
+	var took time.Duration
+	says, err := s.away(ctx, func(h *host) error {
+		began := time.Now()
+		_, err := h.ssh(ctx, "systemctl stop matriarch && "+nothing+" && journalctl -u matriarch -o cat | grep -q 'handed over before the stop'")
+		took = time.Since(began)
+		return err
+	}, func(h *host) error {
+		_, err := h.ssh(ctx, "systemctl start matriarch")
+		return err
+	})
+	return fmt.Sprintf("stopped in %.1f s; %s", took.Seconds(), says), err
+}
+
+func (s *scene) reboot(ctx context.Context) (string, error) {
+	var old string
+	return s.away(ctx, func(h *host) (err error) {
+		old, err = h.ssh(ctx, "cat /proc/1/stat | cut -d' ' -f22; systemctl reboot")
+		return err
+	}, func(h *host) error {
+		return s.until(ctx, 2*time.Minute, h.name+" is back", func() error {
+			now, err := h.ssh(ctx, "cat /proc/1/stat | cut -d' ' -f22")
+			if err == nil && now == old {
+				err = errors.New("it has not gone down")
+			}
+			return err
+		})
+	})
+}
+
+func (s *scene) powerCut(ctx context.Context) (string, error) {
+	return s.away(ctx, (*host).powerCut, func(h *host) error { return h.boot(ctx) })
+}
+
+// stopAll stops the whole formation, the primaries as they come, and starts it again.
+func (s *scene) stopAll(ctx context.Context) (string, error) {
+	began := time.Now()
+	err := each(s.nodes, func(h *host) error {
+		_, err := h.ssh(ctx, `systemctl stop matriarch && `+nothing+` && test "$(systemctl show -p Result --value matriarch)" = success && tail -n 1 /var/lib/matriarch/postgresql.log | grep -q 'database system is shut down'`)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	stopped := time.Since(began)
+	began = time.Now()
+	if err := each(s.nodes, func(h *host) error { _, err := h.ssh(ctx, "systemctl start matriarch"); return err }); err != nil {
+		return "", err
+	}
+	if err := s.healthy(ctx, s.nodes[0]); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("down in order after %.1f s, healthy %.1f s after the start", stopped.Seconds(), time.Since(began).Seconds()), nil
+}
+
+// restore saves the control plane and rebuilds it from the file; the data stays where it is.
+func (s *scene) restore(ctx context.Context) (string, error) {
+	if _, err := s.plain(ctx, s.inv, "backup-control-plane", "-e", "matriarch_backup_dir="+s.dir+"/backups"); err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob(filepath.Join(s.dir, "backups", "*.snapshot"))
+	if err != nil || len(files) != 1 {
+		return "", fmt.Errorf("want one file, not %q (%w)", files, err)
+	}
+	if st, err := os.Stat(files[0]); err != nil || st.Mode().Perm() != 0o600 {
+		return "", fmt.Errorf("the file is readable by others (%w)", err)
+	}
+	began := time.Now()
+	if _, err := s.plain(ctx, s.inv, "restore-control-plane", "-e", "matriarch_backup="+files[0], "-e", "matriarch_confirm=restore"); err != nil {
+		return "", err
+	}
+	if err := s.healthy(ctx, s.nodes[0]); err != nil {
+		return "", err
+	}
+	for _, w := range s.writers {
+		if err := w.writesAgain(ctx, s.bed); err != nil {
+			return "", err
+		}
+	}
+	_, err = s.nodes[0].ssh(ctx, "! ls /var/lib/matriarch/secrets/*.snapshot 2>/dev/null")
+	return fmt.Sprintf("restored in %.0f s, no copy left on the hosts", time.Since(began).Seconds()), err
+}
+
+func (s *scene) check(ctx context.Context) (string, error) {
+	var parts []string
+	for _, w := range s.writers {
+		says, err := w.check(ctx)
+		if err != nil {
+			return "", err
+		}
+		parts = append(parts, says)
+	}
+	return strings.Join(parts, "; "), nil
+}
+
+func (s *scene) uninstall(ctx context.Context) (string, error) {
+	if _, err := s.plain(ctx, s.inv, "uninstall", "-e", "matriarch_confirm=yes"); err == nil {
+		return "", errors.New("it went on without the confirmation")
+	}
+	if err := s.healthy(ctx, s.nodes[0]); err != nil {
+		return "", err
+	}
+	if _, err := s.plain(ctx, s.inv, "uninstall", "-e", "matriarch_confirm=uninstall"); err != nil {
+		return "", err
+	}
+	err := each(s.nodes, func(h *host) error {
+		_, err := h.ssh(ctx, nothing+" && test ! -e /usr/bin/matriarch && test -f /var/lib/matriarch/pgdata/PG_VERSION && test -f /etc/matriarch/matriarch.yml")
+		return err
+	})
+	return "refused without the word; data and configuration stay", err
+}
+
+// trixie is a formation of one host with another distribution and another PostgreSQL.
+func (s *scene) trixie(ctx context.Context) (string, error) {
+	h := s.add("alone", "trixie", 0)
+	if err := h.lay(); err != nil {
+		return "", err
+	}
+	if err := h.boot(ctx); err != nil {
+		return "", err
+	}
+	inv, err := s.inventory("trixie", []*host{h})
+	if err != nil {
+		return "", err
+	}
+	if _, err := s.plain(ctx, inv, "site"); err != nil {
+		return "", err
+	}
+	if err := s.healthy(ctx, h); err != nil {
+		return "", err
+	}
+	if _, err := unchanged(s.plain(ctx, inv, "site")); err != nil {
+		return "", err
+	}
+	out, err := h.ssh(ctx, "systemctl --version | head -1; cat /var/lib/matriarch/pgdata/PG_VERSION")
+	_ = os.Remove(inv)
+	return strings.ReplaceAll(out, "\n", ", PostgreSQL "), err
+}
