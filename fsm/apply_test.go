@@ -288,7 +288,8 @@ func TestApplyEffects(t *testing.T) {
 		},
 		{
 			"with failsafe it goes on", seq(untaken, grantTo("b", 1), Promoted{0, ep(2), 3, 2, 200}, SyncConfirm{0, ep(2), Pair{}}),
-			func(s *State) any { return g0(s).Eligible }, []NodeID{"a", "b"},
+			func(s *State) any { return g0(s).Eligible },
+			[]NodeID{"a", "b"},
 		},
 		{"recorded twice", seq(opened, Promoted{0, ep(1), 2, 1, 100}), func(s *State) any { return len(g0(s).Grants) }, 2},
 		{"revoked", seq(opened, Revoke{Group: 0, Epoch: ep(1)}, Revoke{Group: 0, Epoch: ep(1)}), func(s *State) any { return []any{g0(s).Held(), g0(s).Lease.Revoked, len(s.History[0])} }, []any{true, true, 5}},

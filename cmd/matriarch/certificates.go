@@ -22,7 +22,7 @@ func (n *node) certificates(ctx context.Context, pg pgmanager.Config) error {
 	if pg.TLS {
 		cfg.Postgres = n.pg
 	} else {
-		n.log.Warn("PostgreSQL keeps the certificates that postgresql.parameters names: this server is no part of postgresql_tls until they are removed there")
+		n.log.Warn("the server keeps the certificates that postgresql.parameters names: this server is no part of postgresql_tls until they are removed there")
 	}
 	n.certs = certificates.New(cfg)
 	return n.certs.Ensure(ctx)

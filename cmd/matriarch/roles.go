@@ -146,7 +146,7 @@ func (r *roles) cast(s *fsm.State, stale bool, now time.Time) (map[proxy.Kind][]
 				kind = proxy.Coordinator
 			}
 			lists[kind] = append(lists[kind], proxy.Target{
-				Node: n.ID, Name: n.Name, Addr: n.Postgres, Epoch: g.Epoch, Draining: stale && !(r.current && r.upheld(id)) || shut || g.Op.Demoting(g.Epoch),
+				Node: n.ID, Name: n.Name, Addr: n.Postgres, Epoch: g.Epoch, Draining: stale && (!r.current || !r.upheld(id)) || shut || g.Op.Demoting(g.Epoch),
 			})
 		}
 		if r.standby.Groups == "all" || (id == 0) == (r.standby.Groups == "coordinator") {

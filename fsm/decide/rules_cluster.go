@@ -294,7 +294,7 @@ var electionRules = []ClusterRule{
 	{
 		"C325", "the holder comes back, as the group has just changed", "at most one unplanned change in 30 s while the holder lives: a group must not be passed round",
 		func(f GroupFacts) bool {
-			return f.spent() && !f.recruited(f.Group.LastHolder) && !(f.lastIsSick() && f.chosen() != nil && !f.weak(*f.chosen()))
+			return f.spent() && !f.recruited(f.Group.LastHolder) && (!f.lastIsSick() || f.chosen() == nil || f.weak(*f.chosen()))
 		},
 		func(f GroupFacts) (ClusterAction, string) {
 			return RecruitAll{}, fmt.Sprintf("%s took over %s ago and lives: waiting up to %s for it to come back%s", f.State.Name(f.Group.LastHolder), round(f.Changed), round(ChangeBudget-f.Changed), f.refusalText())

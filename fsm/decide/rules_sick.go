@@ -49,7 +49,7 @@ func (f GroupFacts) sickness() Sickness {
 // ails: the holder, which lives, says that it is sick, and nothing else is under way.
 func (f GroupFacts) ails() bool {
 	ago, heard := f.Heard[f.Group.Lease.Holder]
-	return f.Group.Held() && !f.Group.Lease.Revoked && f.Group.Op == nil && !(f.Due && f.Group.Planned != nil) && heard && ago < AliveWithin && f.sickness().Reason != ""
+	return f.Group.Held() && !f.Group.Lease.Revoked && f.Group.Op == nil && (!f.Due || f.Group.Planned == nil) && heard && ago < AliveWithin && f.sickness().Reason != ""
 }
 
 func (f GroupFacts) sickText() string {

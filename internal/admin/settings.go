@@ -23,7 +23,7 @@ type Setting struct {
 
 // ClusterSettings lists all settings in order.
 func ClusterSettings() []Setting {
-	return []Setting{
+	out := []Setting{
 		duration("ttl", "length of a lease; a running lease keeps its own", fsm.MinTTL, time.Minute, func(s *fsm.Settings) *time.Duration { return &s.TTL }),
 		duration("dead_voter_after", "a voter unreachable for this long is replaced", 5*time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.DeadVoterAfter }),
 		duration("degrade_after", "a synchronous standby missing this long leaves the set", 500*time.Millisecond, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.DegradeAfter }),
@@ -56,6 +56,28 @@ func ClusterSettings() []Setting {
 			},
 		},
 		duration("maximum_clock_skew", "how far the clock of a joining host may be off", time.Second, time.Hour, func(s *fsm.Settings) *time.Duration { return &s.MaximumClockSkew }),
+		orDefault(duration("sick_after", "PostgreSQL counts as sick, or well again, when it has looked so this long", time.Second, 10*time.Minute, func(s *fsm.Settings) *time.Duration { return &s.SickAfter }), fsm.Settings.Patience),
+		orDefault(duration("sick_cooldown", "a group leaves a sick primary once in this time, never for a node sick in it", time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.SickCooldown }), fsm.Settings.Cooldown),
+		{
+			"postgresql_tls", "how the nodes' PostgreSQL prove themselves to each other: on (certificates only), both (certificates, passwords still accepted) or off",
+			func(s fsm.Settings) string { return string(s.PostgresTLS.Or()) },
+			func(s *fsm.Settings, v string) error {
+				if v == "" || !fsm.LinkSecurity(v).Known() {
+					return fmt.Errorf("%q: use on, both or off", v)
+				}
+				s.PostgresTLS = fsm.LinkSecurity(v)
+				if s.PostgresTLS == fsm.LinksOff { // what versions without this setting have
+					s.PostgresTLS = ""
+				}
+				return nil
+			},
+		},
+	}
+	return append(out, citusSettings()...)
+}
+
+func citusSettings() []Setting {
+	return []Setting{
 		boolean("citus_secondaries", "register standbys in pg_dist_node as secondaries", func(s *fsm.Settings) *bool { return &s.CitusSecondaries }),
 		{
 			"citus_secondary_lag", "bytes that a registered standby may have left to replay",
@@ -74,8 +96,6 @@ func ClusterSettings() []Setting {
 			},
 		},
 		duration("pause_lock_timeout", "how long a switchover waits for transactions in its way", 500*time.Millisecond, time.Minute, func(s *fsm.Settings) *time.Duration { return &s.PauseLockTimeout }),
-		orDefault(duration("sick_after", "PostgreSQL counts as sick, or well again, when it has looked so this long", time.Second, 10*time.Minute, func(s *fsm.Settings) *time.Duration { return &s.SickAfter }), fsm.Settings.Patience),
-		orDefault(duration("sick_cooldown", "a group leaves a sick primary once in this time, never for a node sick in it", time.Second, 24*time.Hour, func(s *fsm.Settings) *time.Duration { return &s.SickCooldown }), fsm.Settings.Cooldown),
 		{
 			"citus_pool_port", "port of a connection pool on every node, for Citus' own links; 0: none",
 			func(s fsm.Settings) string { return strconv.Itoa(s.CitusPoolPort) },
@@ -85,20 +105,6 @@ func ClusterSettings() []Setting {
 					return fmt.Errorf("%q is no port: write 1 to 65535, or 0 for none", v)
 				}
 				s.CitusPoolPort = int(n)
-				return nil
-			},
-		},
-		{
-			"postgresql_tls", "how the nodes' PostgreSQL prove themselves to each other: on (certificates only), both (certificates, passwords still accepted) or off",
-			func(s fsm.Settings) string { return string(s.PostgresTLS.Or()) },
-			func(s *fsm.Settings, v string) error {
-				if v == "" || !fsm.LinkSecurity(v).Known() {
-					return fmt.Errorf("%q: use on, both or off", v)
-				}
-				s.PostgresTLS = fsm.LinkSecurity(v)
-				if s.PostgresTLS == fsm.LinksOff { // what versions without this setting have
-					s.PostgresTLS = ""
-				}
 				return nil
 			},
 		},

@@ -154,7 +154,6 @@ type member struct {
 	id        fsm.NodeID
 	raw, boot float64 // rates
 	copy      int     // how much of the log its state has
-	floor     int     // what a restart keeps of it at least
 	run       int     // of its agent
 	lease     *leaseBox
 	word      *wordBox
@@ -187,17 +186,16 @@ type message struct {
 }
 
 type protocol struct {
-	rng     *rand.Rand
-	now     time.Duration
-	nodes   []*member
-	log     []*fsm.State
-	lessor  *lease.Lessor // nil: no leader
-	leader  int           // whose clock it has
-	mail    []message
-	cut     map[[2]int]bool
-	upheld  int // times that words prolonged a lease
-	reqs    int
-	granted time.Duration
+	rng    *rand.Rand
+	now    time.Duration
+	nodes  []*member
+	log    []*fsm.State
+	lessor *lease.Lessor // nil: no leader
+	leader int           // whose clock it has
+	mail   []message
+	cut    map[[2]int]bool
+	upheld int // times that words prolonged a lease
+	reqs   int
 
 	promotions int
 
@@ -485,7 +483,7 @@ func (m *protocol) act(n *member) {
 }
 
 func (m *protocol) promote(n *member, e fsm.Epoch, now lease.Stamp) {
-	if !m.wordsBindNobody && !(m.earlierClock && n.word.loaded && n.word.word.Left(m.earlier(n)) <= 0) {
+	if !m.wordsBindNobody && (!m.earlierClock || !n.word.loaded || n.word.word.Left(m.earlier(n)) > 0) {
 		leave, err := n.word.enter(now)
 		if err != nil {
 			return

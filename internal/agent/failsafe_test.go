@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +46,7 @@ func TestFailsafeKeepsThePrimary(t *testing.T) {
 			b.t.Fatalf("not upheld: %+v", f)
 		}
 		b.deafen(false)
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second) // a keepalive may be on its way into the deaf ear, then comes the next, then the look
 		if f := b.agent.Failsafe(); f.Active {
 			b.t.Fatalf("the leader answers: %+v", f)
 		}
@@ -84,9 +85,7 @@ func TestMembersAreTakenInUnderALeaseOnly(t *testing.T) {
 		b.set(func() {
 			s := *b.state
 			s.Nodes = map[fsm.NodeID]fsm.Node{"c": {ID: "c", Name: "c", Peer: "c:2"}}
-			for id, n := range b.state.Nodes {
-				s.Nodes[id] = n
-			}
+			maps.Copy(s.Nodes, b.state.Nodes)
 			b.state = &s
 		})
 		time.Sleep(5 * time.Second)

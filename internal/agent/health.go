@@ -189,9 +189,9 @@ func (e *examiner) tell(before, now decide.Sickness) {
 	}
 	e.a.health.Store(&now)
 	if now.Reason != "" {
-		e.a.cfg.Log.Error("PostgreSQL is sick", "reason", now.Reason, "text", now.Text)
+		e.a.cfg.Log.Error("the server is sick", "reason", now.Reason, "text", now.Text)
 	} else {
-		e.a.cfg.Log.Info("PostgreSQL is well again", "was", before.Text)
+		e.a.cfg.Log.Info("the server is well again", "was", before.Text)
 	}
 	nudge(e.a.wake)
 	nudge(e.a.news)

@@ -127,7 +127,7 @@ func (k *Keeper) ensure(ctx context.Context, now time.Time, anew bool) error {
 	if err != nil || !changed {
 		return err
 	}
-	k.cfg.Log.Info("PostgreSQL's certificates written", "node", k.cfg.Self.Name)
+	k.cfg.Log.Info("certificates of the server written", "node", k.cfg.Self.Name)
 	if err := k.cfg.Postgres.Reload(ctx); err != nil && !errors.Is(err, pgmanager.ErrUnverified) { // a server that does not answer was told all the same
 		return fmt.Errorf("have PostgreSQL read its certificates: %w", err)
 	}

@@ -142,7 +142,7 @@ func TestStrict(t *testing.T) {
 		"foreign key":         {"citus: {database: app}", []string{"FILE:1: unknown key citus.database: the keys here are enabled"}},
 		"key one level off":   {"name: n1", []string{"FILE:1: unknown key name: did you mean node?"}},
 		"several at once": {"ttl: 5\nnode:\n  group: one\n", []string{
-			"FILE:1: unknown key ttl: the keys here are node, listen, advertise, api, state_dir, raft_dir, postgresql, certificates, citus, proxy, log, sentinel, hooks, peers",
+			"FILE:1: unknown key ttl: the keys here are node, listen, advertise, api, state_dir, raft_dir, postgresql, certificates, citus, proxy, log, sentinel, hooks, stop, peers",
 			`FILE:3: node.group: expected a whole number, found "one"`,
 		}},
 		"given twice":         {"listen: a:1\nlisten: b:1", []string{"FILE:2: listen: given twice, first in line 1: remove one"}},

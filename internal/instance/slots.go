@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -250,14 +251,11 @@ func slotParameters(c decide.Conf, major int) map[string]string {
 	case c.Upstream != "":
 		out["sync_replication_slots"] = "on"
 	default:
-		var names string
-		for i, id := range c.Sync.S {
-			if i > 0 {
-				names += ", "
-			}
-			names += pgconf.SlotName(id)
+		names := make([]string, 0, len(c.Sync.S))
+		for _, id := range c.Sync.S {
+			names = append(names, pgconf.SlotName(id))
 		}
-		out["synchronized_standby_slots"] = names
+		out["synchronized_standby_slots"] = strings.Join(names, ", ")
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -175,7 +176,7 @@ func waitSlot(t *testing.T, c *testkit.Cluster, n *testkit.Node, what, want, sql
 	c.Eventually(what, func() error {
 		got, err := testkit.Query[string](n, "postgres", sql)
 		if err != nil || got != want {
-			return fmt.Errorf("%q (%v), want %q", got, err, want)
+			return fmt.Errorf("%q, want %q (%w)", got, want, errors.Join(err))
 		}
 		return nil
 	})
