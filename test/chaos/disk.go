@@ -90,6 +90,16 @@ func (d *disk) replace() error {
 	}
 }
 
+// sync has what was done last, even if the power goes next.
+func (d *disk) sync() error {
+	f, err := os.Open(d.dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
+}
+
 // fill takes all the space of a disk.
 func (d *disk) fill(name string) (func() error, error) {
 	file := filepath.Join(d.dir, name)
@@ -112,5 +122,5 @@ func (d *disk) fill(name string) (func() error, error) {
 			size /= 2
 		}
 	}
-	return func() error { return os.Remove(file) }, nil
+	return func() error { return errors.Join(os.Remove(file), d.sync()) }, nil
 }
