@@ -314,6 +314,9 @@ func (s *scene) newcomer() (name string, group int) {
 
 func (s *scene) removeNode(ctx context.Context) (string, error) {
 	name, _ := s.newcomer()
+	if s.nodes[len(s.nodes)-1].name != name {
+		return "", errors.New("there is nobody to remove: the step add-node comes before")
+	}
 	_, _, says, err := s.measured(ctx, func() error {
 		_, err := s.plain(ctx, s.inv, "remove-node", "-e", "matriarch_node="+name)
 		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
