@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -175,9 +174,9 @@ func waitSlot(t *testing.T, c *testkit.Cluster, n *testkit.Node, what, want, sql
 	t.Helper()
 	c.Eventually(what, func() error {
 		got, err := testkit.Query[string](n, "postgres", sql)
-		if err != nil || got != want {
-			return fmt.Errorf("%q, want %q (%w)", got, want, errors.Join(err))
+		if err == nil && got != want {
+			err = fmt.Errorf("%q, want %q", got, want)
 		}
-		return nil
+		return err
 	})
 }
