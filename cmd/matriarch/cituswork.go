@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"matriarch/citus"
 	"matriarch/consensus"
 	"matriarch/fsm"
@@ -35,7 +37,18 @@ func (s source) Citus(ctx context.Context, r admin.CitusRequest) ([]admin.CitusA
 	if _, ok := state.Groups[r.Group]; !ok {
 		return nil, fmt.Errorf("there is no group %d", r.Group)
 	}
-	return n.citusWork(ctx, l, ws, r)
+	out, err := n.citusWork(ctx, l, ws, r)
+	return out, superseded(err)
+}
+
+const adminShutdown = "57P01"
+
+// superseded says in other words that the conductor of a newer term has ended this one's session.
+func superseded(err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == adminShutdown {
+		return &transport.Error{Code: transport.CodeRefused, Message: "the Raft leader changed meanwhile, and the new one ended what this one had begun", Hint: "look with 'matriarch citus status', then repeat it"}
+	}
+	return err
 }
 
 // chosen is what is wanted of one database, or of all.
