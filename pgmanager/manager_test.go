@@ -193,7 +193,7 @@ func TestRolesAndDatabases(t *testing.T) {
 		t.Fatal("roles that fit were written again")
 	}
 	p.sql("ALTER ROLE repl NOLOGIN")
-	p.cfg.ReplicationPassword = "a new one"
+	p.passwords.Store(&passwords{super: p.cfg.SuperuserPassword, repl: "a new one"})
 	p.must(p.EnsureRoles(p.ctx()))
 	if s := p.login("repl", "a new one", "postgres"); s != "28000" { // the password is right, the database is not for it
 		t.Fatalf("replication role: %q", s)
@@ -237,13 +237,13 @@ func TestObserveOfAServerThatDoesNotAnswer(t *testing.T) {
 	n.must(n.cmd.Process.Signal(syscall.SIGCONT))
 	n.eventually("answers again", func(o Observation) bool { return o.Reachable })
 
-	good := n.cfg.SuperuserPassword
+	good := n.passwords.Load()
 	n.Close()
-	n.cfg.SuperuserPassword = "wrong"
+	n.passwords.Store(&passwords{super: "wrong"})
 	if o := n.Observe(n.ctx()); o.Reachable || !strings.Contains(o.Reason, "28P01") {
 		t.Fatalf("wrong password: %+v", o)
 	}
-	n.cfg.SuperuserPassword = good
+	n.passwords.Store(good)
 
 	n.end(syscall.SIGKILL)
 	file := filepath.Join(n.cfg.DataDir, "postmaster.pid")
