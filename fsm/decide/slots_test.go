@@ -138,11 +138,12 @@ func TestPlanSlotsIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		lsn := rapid.Map(rapid.Uint64Range(1, 20), func(n uint64) fsm.LSN { return fsm.LSN(n) })
 		pool := []fsm.Slot{cdc, archive, {Name: "theirs", Type: fsm.Physical}, {Name: "citus_shard_move_slot_1", Type: fsm.Logical, Database: "app", Plugin: "pgoutput"}}
+		version := rapid.SampledFrom([]int{150000, 170000}).Draw(t, "version")
 		some := func(label string) (out []SlotSeen) {
 			for _, s := range pool {
 				if rapid.Bool().Draw(t, label+s.Name) {
 					x := slot(s, lsn.Draw(t, "at"))
-					x.Active, x.Failover = rapid.Bool().Draw(t, "active"), rapid.Bool().Draw(t, "failover")
+					x.Active, x.Failover = rapid.Bool().Draw(t, "active"), s.Type == fsm.Logical && version >= FailoverSlots && rapid.Bool().Draw(t, "failover")
 					x.Synced = x.Failover && rapid.Bool().Draw(t, "synced")
 					x.WALStatus = rapid.SampledFrom([]string{"reserved", "lost", "unreserved"}).Draw(t, "wal")
 					x.CatalogXmin = rapid.Uint32().Draw(t, "xmin")
@@ -152,7 +153,7 @@ func TestPlanSlotsIsSafe(t *testing.T) {
 			return out
 		}
 		v := SlotView{
-			Primary: rapid.Bool().Draw(t, "primary"), Version: rapid.SampledFrom([]int{150000, 170000}).Draw(t, "version"),
+			Primary: rapid.Bool().Draw(t, "primary"), Version: version,
 			Here: some("here"), Replayed: lsn.Draw(t, "replayed"), Feedback: rapid.Bool().Draw(t, "feedback"),
 		}
 		if !v.Primary {
@@ -169,7 +170,7 @@ func TestPlanSlotsIsSafe(t *testing.T) {
 			wanted := slices.ContainsFunc(v.Wanted, func(w fsm.Slot) bool { return w.Name == s.Slot.Name })
 			switch s.Do {
 			case SlotDrop:
-				if here.Active || here.Synced || !wanted && (v.Primary || !here.Failover || there == nil) {
+				if here.Active || here.Synced && !v.Primary || !wanted && (v.Primary || !here.Failover || there == nil) {
 					t.Fatalf("%+v of %+v", s, here)
 				}
 			case SlotAdvance:

@@ -43,7 +43,7 @@ var scenarios = []scenario{
 	},
 	{
 		name: "killed-while-stopping", incident: "GitLab 2021-04-28: a stop that takes too long ends in SIGKILL", early: true, gap: failoverGap,
-		faults: []fault{at(1*time.Second, 15*time.Second, "killed while stopping", h1), at(1500*time.Millisecond, 15*time.Second, "killed while stopping", h4)},
+		faults: []fault{at(1*time.Second, 8*time.Second, "killed while stopping", h1)},
 	},
 	{
 		name: "all-agents-stopped", incident: "GitLab 2024-09: somebody stops the manager on every host of the wrong cluster", early: true,
