@@ -141,8 +141,8 @@ func (s Settings) maxConnections() int {
 // normal returns the user's parameters under PostgreSQL's spelling.
 func (s Settings) normal() map[string]string {
 	m := make(map[string]string, len(s.Parameters))
-	for k, v := range s.Parameters {
-		m[strings.ToLower(strings.TrimSpace(k))] = v
+	for _, k := range slices.Sorted(maps.Keys(s.Parameters)) { // one name in two spellings must not take turns
+		m[strings.ToLower(strings.TrimSpace(k))] = s.Parameters[k]
 	}
 	return m
 }
