@@ -217,3 +217,13 @@ func Access(s *fsm.State) string {
 	}
 	return b.String()
 }
+
+// spent: a timeline was made under our lease, by the state or by our own record, and PostgreSQL is a standby again.
+func (f Facts) spent() bool {
+	return f.PG.Reachable && f.PG.InRecovery && f.Last.Epoch == f.Epoch && (f.Last.Timeline != 0 || f.Local.LineageOf(f.PG.Timeline) == f.Epoch)
+}
+
+func (f Facts) sentinelSilent() bool { return f.Sentinel.Silent >= SentinelSilence }
+
+// couldBePrimary: with a silent sentinel the last known role may be out of date.
+func (f Facts) couldBePrimary() bool { return f.Primary || f.HoldsAny }

@@ -395,13 +395,3 @@ func (f Facts) outlived() bool {
 	}
 	return f.Group.Held() || !f.Group.Op.Pausing() || f.Group.Op.To != f.Self
 }
-
-// spent: a timeline was made under our lease, by the state or by our own record, and PostgreSQL is a standby again.
-func (f Facts) spent() bool {
-	return f.PG.Reachable && f.PG.InRecovery && f.Last.Epoch == f.Epoch && (f.Last.Timeline != 0 || f.Local.LineageOf(f.PG.Timeline) == f.Epoch)
-}
-
-func (f Facts) sentinelSilent() bool { return f.Sentinel.Silent >= SentinelSilence }
-
-// couldBePrimary: with a silent sentinel the last known role may be out of date.
-func (f Facts) couldBePrimary() bool { return f.Primary || f.HoldsAny }

@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"matriarch/fsm"
 	"matriarch/internal/testkit"
@@ -42,7 +45,13 @@ func TestSlots(t *testing.T) {
 	row := 0
 	insert := func() (n int) {
 		row++
-		c.WaitPrimary(0).Exec(testkit.Database, fmt.Sprintf("INSERT INTO cdc VALUES (%d)", row))
+		c.Eventually("the new primary takes a row", func() error { // clients are let in a moment after it is known
+			_, err := testkit.Query[int](c.WaitPrimary(0), testkit.Database, fmt.Sprintf("INSERT INTO cdc VALUES (%d) ON CONFLICT DO NOTHING RETURNING 1", row))
+			if errors.Is(err, pgx.ErrNoRows) { // it was in before the answer was lost
+				return nil
+			}
+			return err
+		})
 		return row
 	}
 
