@@ -99,11 +99,12 @@ func TestMembersAreTakenInUnderALeaseOnly(t *testing.T) {
 			b.t.Fatal("a member is never taken in")
 		}
 		asked := time.Since(b.began)
-		b.group(func(g *fsm.Group) {}) // as by an old copy: without c
-		b.mu.Lock()
-		delete(b.state.Nodes, "c")
-		b.deaf = true
-		b.mu.Unlock()
+		b.set(func() { // as by an old copy: without c
+			s := *b.state
+			s.Nodes = maps.Clone(s.Nodes)
+			delete(s.Nodes, "c")
+			b.state, b.deaf = &s, true
+		})
 		time.Sleep(8 * time.Second)
 		b.mu.Lock()
 		defer b.mu.Unlock()
