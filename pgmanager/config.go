@@ -180,11 +180,12 @@ func (c Config) settings(w Conf) pgconf.Settings {
 	return s
 }
 
-// conninfo is how a walreceiver reaches its upstream.
+// conninfo is how a walreceiver reaches its upstream, which has to be a primary: a standby of another branch may have a
+// timeline of the same number, and nothing in the protocol would notice (0005).
 func (c Config) conninfo(u Upstream) string {
 	ci := pgconf.Conninfo{
 		"host": u.Host, "port": fmt.Sprint(u.Port), "user": c.ReplicationUser, "application_name": u.AppName,
-		"sslmode": "prefer", "connect_timeout": "3",
+		"sslmode": "prefer", "connect_timeout": "3", "target_session_attrs": "primary",
 	}
 	if c.certificates(u.Security) {
 		maps.Copy(ci, c.tls().Link(epochPair(u.PassFile)))

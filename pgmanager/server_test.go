@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -257,4 +258,24 @@ func TestFirstCommitWaitsForTheStandby(t *testing.T) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+func TestStandbyIsNoUpstream(t *testing.T) {
+	p := primary(t)
+	through, s := clone(t, p, epoch(1)), clone(t, p, epoch(1))
+	through.apply(Conf{Phase: pgconf.Members, Nodes: everyone})
+	if _, err := through.EnsureSlots(through.ctx(), []string{pgconf.SlotName(s.id)}); err != nil {
+		t.Fatal(err)
+	}
+	up := through.upstream(s, epoch(1))
+	s.apply(Conf{Phase: pgconf.Members, Nodes: everyone, Upstream: &up})
+	log := func() string {
+		text, _ := os.ReadFile(s.cfg.LogFile)
+		return string(text)
+	}
+	s.eventually("is refused", func(Observation) bool { return strings.Contains(log(), "hot standby mode") })
+	if o := s.Observe(s.ctx()); o.Receiver != nil && o.Receiver.Status == "streaming" {
+		t.Fatalf("streams from a standby: %+v", o.Receiver)
+	}
+	s.follow(p, epoch(1))
 }

@@ -227,3 +227,11 @@ func (f Facts) sentinelSilent() bool { return f.Sentinel.Silent >= SentinelSilen
 
 // couldBePrimary: with a silent sentinel the last known role may be out of date.
 func (f Facts) couldBePrimary() bool { return f.Primary || f.HoldsAny }
+
+// outlived: the epoch followed is over. Whoever is asked to take over detaches by its promise.
+func (f Facts) outlived() bool {
+	if !f.Member || f.Stale || f.HoldsAny || f.Conf.Upstream == "" || f.Conf.Epoch == f.Epoch {
+		return false
+	}
+	return f.Group.Held() || !f.Group.Op.Pausing() || f.Group.Op.To != f.Self
+}

@@ -235,6 +235,15 @@ var nodeExamples = []nodeExample{
 		Confirm{ep(1), fsm.NewPair(1, "b", "c"), Conf{Phase: Members, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}},
 	},
 	{"set otherwise", "R230", primary(func(v *View) { v.Conf.Phase = Members }), Configure{Conf{Phase: Open, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}}},
+	{
+		"a strict group's first standby comes before clients do", "R218", primary(func(v *View) { v.PG.SlotsWrong, v.PG.Senders = true, nil }, group(func(g *fsm.Group) {
+			g.Strict, g.Sync.Confirmed, g.Sync.Pairs = true, fsm.Epoch{}, []fsm.Pair{fsm.NewPair(1)}
+		})), Slots{},
+	},
+	{
+		"slots can wait while enough confirm", "R220", primary(func(v *View) { v.PG.SlotsWrong = true }, group(func(g *fsm.Group) { g.Sync.Confirmed = fsm.Epoch{} })),
+		Confirm{ep(1), fsm.NewPair(1, "b", "c"), Conf{Phase: Members, Sync: fsm.NewPair(1, "b", "c"), Epoch: ep(1)}},
+	},
 	{"slots", "R240", primary(func(v *View) { v.PG.SlotsWrong = true }), Slots{}},
 	{"roles", "R245", primary(func(v *View) { v.Equipped = fsm.Epoch{} }), Equip{ep(1)}},
 	{"at rest", "R250", primary(), nil},

@@ -265,6 +265,16 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
+		"R218", "slots for those who are to confirm", "without its slot a new member streams nothing, and a strict group would wait for ever",
+		func(f Facts) bool {
+			t := f.Group.Sync.Target()
+			return f.Primary && f.PG.SlotsWrong && (f.Group.Sync.Joint() || !f.Group.Opened()) && f.present(t.S) < t.K
+		},
+		func(f Facts) (Action, string) {
+			return Slots{}, "too few stream to confirm commits, and the members' replication slots need work"
+		},
+	},
+	{
 		"R220", "confirm the synchronous set", "a change ends only behind its barrier; clients enter after the first synchronous commit",
 		func(f Facts) bool { return f.Primary && (f.Group.Sync.Joint() || !f.Group.Opened()) },
 		func(f Facts) (Action, string) {
@@ -386,12 +396,4 @@ var NodeRules = []NodeRule{
 			return nil, fmt.Sprintf("standing at timeline %d, %s; group %d has no primary to follow: %s", f.PG.Timeline, f.PG.LSN, f.Group.ID, f.leaseText())
 		},
 	},
-}
-
-// outlived: the epoch followed is over. Whoever is asked to take over detaches by its promise.
-func (f Facts) outlived() bool {
-	if !f.Member || f.Stale || f.HoldsAny || f.Conf.Upstream == "" || f.Conf.Epoch == f.Epoch {
-		return false
-	}
-	return f.Group.Held() || !f.Group.Op.Pausing() || f.Group.Op.To != f.Self
 }

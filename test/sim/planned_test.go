@@ -81,7 +81,7 @@ func (w *World) settled() string {
 	writers := 0
 	for _, m := range w.machines {
 		if p := m.server.proc; p != nil && p.primary && m.group == 0 {
-			w.judgeHistory(p, "at the end")
+			w.judgeHistory(p, "at the end", everyEpoch)
 			writers++
 		}
 	}

@@ -245,7 +245,7 @@ func (p *proc) commit(ctx context.Context, value uint64) error {
 	}
 	if value != 0 {
 		p.visible[value] = true
-		p.w.group(p.m.group).acked[value] = p.m.name + " in epoch " + p.epoch.String()
+		p.w.group(p.m.group).acked[value] = place{p.m.name, p.epoch}
 	}
 	return nil
 }
@@ -298,8 +298,10 @@ func (p *proc) look(res *result) {
 	for i, r := range p.s.dir.wal {
 		if r.value != 0 && (i < p.all || p.visible[r.value]) {
 			res.values = append(res.values, r.value)
-			g.seen[r.value] = true
-			if g.acked[r.value] != "" {
+			if _, ok := g.seen[r.value]; !ok {
+				g.seen[r.value] = place{p.m.name, p.epoch}
+			}
+			if _, ok := g.acked[r.value]; ok {
 				have++
 			}
 		}

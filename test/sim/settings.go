@@ -59,7 +59,7 @@ func (h hands) Configure(ctx context.Context, _ agent.Roster, c decide.Conf) err
 	if opening {
 		s.w.group(s.m.group).opened++
 		s.w.noteLocked("%s: open for clients", s.m.name)
-		s.w.judgeHistory(p, "as it opens")
+		s.w.judgeOpening(p)
 	}
 	if before.Upstream != "" && c.Upstream != before.Upstream || c.Epoch != before.Epoch {
 		return h.endReceiver(ctx, p, before)

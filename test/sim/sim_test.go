@@ -138,7 +138,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 	for _, g := range w.groups {
 		for _, m := range w.machines {
 			if p := m.server.proc; p != nil && p.primary && m.group == g.id {
-				w.judgeHistory(p, "at the end")
+				w.judgeHistory(p, "at the end", everyEpoch)
 			}
 		}
 		w.noteLocked("group %d: %d acknowledged, opened %d times", m0(g), len(g.acked), g.opened)

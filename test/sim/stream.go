@@ -49,7 +49,9 @@ func (p *proc) walsender(c net.Conn, h hello) {
 	switch {
 	case p.stopping:
 		why = errStopping.Error()
-	case p.primary && !d.slots[h.node]:
+	case !p.primary:
+		why = "server is in hot standby mode"
+	case !d.slots[h.node]:
 		why = "replication slot does not exist"
 	case p.slotBusy(h.node):
 		why = "replication slot is active"

@@ -49,14 +49,20 @@ type World struct {
 	background sync.WaitGroup
 }
 
+// place is a server, as what a client got from it was.
+type place struct {
+	node  string
+	epoch fsm.Epoch
+}
+
 // groupTruth is what the checker knows of a group.
 type groupTruth struct {
 	id      fsm.GroupID
-	writers map[*proc]bool    // servers that accept writes
-	acked   map[uint64]string // values whose commit was acknowledged, and where
-	seen    map[uint64]bool   // values that a reader saw
-	opened  int               // how often a server opened for clients
-	lossy   bool              // it has been asynchronous: then acknowledged and seen prove nothing
+	writers map[*proc]bool   // servers that accept writes
+	acked   map[uint64]place // values whose commit was acknowledged, and where
+	seen    map[uint64]place // values that a reader saw, and where first
+	opened  int              // how often a server opened for clients
+	lossy   bool             // it has been asynchronous: then acknowledged and seen prove nothing
 
 	held   *held    // clients wait
 	asking int      // statements under way
@@ -163,7 +169,7 @@ func (w *World) receive(c net.Conn, within time.Duration) (any, error) {
 func (w *World) group(id fsm.GroupID) *groupTruth {
 	g := w.groups[id]
 	if g == nil {
-		g = &groupTruth{id: id, writers: map[*proc]bool{}, acked: map[uint64]string{}, seen: map[uint64]bool{}}
+		g = &groupTruth{id: id, writers: map[*proc]bool{}, acked: map[uint64]place{}, seen: map[uint64]place{}}
 		w.groups[id] = g
 	}
 	return g
@@ -193,8 +199,9 @@ func (w *World) judgeWriters(m *machine) {
 	}
 }
 
-// judgeHistory checks that a server has everything that was acknowledged or seen. The mutex is held.
-func (w *World) judgeHistory(p *proc, when string) {
+// judgeHistory checks that a server has everything that was acknowledged or seen, in the epochs that are asked for. The mutex is
+// held.
+func (w *World) judgeHistory(p *proc, when string, asked func(fsm.Epoch) bool) {
 	g := w.group(p.m.group)
 	if g.lossy {
 		return
@@ -203,18 +210,26 @@ func (w *World) judgeHistory(p *proc, when string) {
 	for _, r := range p.s.dir.wal {
 		have[r.value] = true
 	}
-	for v, where := range g.acked {
-		if !have[v] {
-			w.violate("group %d, %s: %s does not have %d, which was acknowledged by %s", m0(g), when, p.m.name, v, where)
+	for v, at := range g.acked {
+		if !have[v] && asked(at.epoch) {
+			w.violate("group %d, %s: %s, epoch %s, does not have %d, which was acknowledged by %s in epoch %s", m0(g), when, p.m.name, p.epoch, v, at.node, at.epoch)
 			return
 		}
 	}
-	for v := range g.seen {
-		if !have[v] {
-			w.violate("group %d, %s: %s does not have %d, which a reader saw", m0(g), when, p.m.name, v)
+	for v, at := range g.seen {
+		if !have[v] && asked(at.epoch) {
+			w.violate("group %d, %s: %s, epoch %s, does not have %d, which a reader saw on %s in epoch %s", m0(g), when, p.m.name, p.epoch, v, at.node, at.epoch)
 			return
 		}
 	}
 }
+
+// judgeOpening checks a server that lets clients in. Before the end of its lease one of an older epoch may still do so where another may
+// be elected meanwhile: it shows the past, and what it writes nobody acknowledges.
+func (w *World) judgeOpening(p *proc) {
+	w.judgeHistory(p, "as it opens", func(e fsm.Epoch) bool { return !w.early && !w.liars || !p.epoch.Less(e) })
+}
+
+func everyEpoch(fsm.Epoch) bool { return true }
 
 func m0(g *groupTruth) int { return int(g.id) }
