@@ -15,7 +15,7 @@ import (
 // certificates makes the keeper of this node's certificates, and what must be there before PostgreSQL starts.
 func (n *node) certificates(ctx context.Context, pg pgmanager.Config) error {
 	cfg := certificates.Config{
-		Dir: n.dir, Self: n.id, TLS: n.tls, IPs: addresses(n.cfg.Advertise, n.cfg.PostgreSQL.Advertise), Hosts: serverNames(n.cfg),
+		Dir: n.dir, Self: n.id, TLS: n.tls, IPs: addresses(n.cfg.Advertise, n.cfg.PostgreSQL.Advertise), Host: pg.Host, Hosts: serverNames(n.cfg),
 		Super: pg.Superuser, Repl: pg.ReplicationUser, Life: n.cfg.Certificates.Lifetime, Removed: n.removed, Log: n.log,
 		Own: certificates.Own{CertFile: n.cfg.Certificates.CertFile, KeyFile: n.cfg.Certificates.KeyFile, CAFile: n.cfg.Certificates.CAFile},
 	}

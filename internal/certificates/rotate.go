@@ -16,6 +16,7 @@ type Report struct {
 	Next    string    `json:"next,omitempty"` // fingerprint of the CA that will take over
 	Old     string    `json:"old,omitempty"`  // fingerprint of the CA that was replaced and is still trusted
 	Certs   []Held    `json:"certificates"`
+	Refused string    `json:"refused,omitempty"` // why files that the operator brought are not in use
 }
 
 // Held is one certificate in use.
@@ -40,6 +41,9 @@ func (k *Keeper) Show() (Report, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	out := Report{Node: k.cfg.Self.Name}
+	if k.refused != nil {
+		out.Refused = k.refused.Error()
+	}
 	bundle, err := k.cfg.Dir.Trusted()
 	if err != nil {
 		return out, err
