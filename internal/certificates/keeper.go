@@ -107,6 +107,13 @@ func (k *Keeper) Ensure(ctx context.Context) error {
 	return err
 }
 
+// Hold runs something while no certificate or CA of this node changes.
+func (k *Keeper) Hold(f func() error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return f()
+}
+
 // Renew issues every certificate anew.
 func (k *Keeper) Renew(ctx context.Context) error {
 	k.mu.Lock()

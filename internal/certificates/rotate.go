@@ -116,6 +116,16 @@ func (k *Keeper) Sign(ctx context.Context, fingerprint string) error {
 	return k.ensure(ctx, time.Now(), false)
 }
 
+// Forget takes back a Trust, as long as this CA does not sign here.
+func (k *Keeper) Forget(ctx context.Context, fingerprint string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.cfg.Dir.ForgetCA(fingerprint); err != nil {
+		return err
+	}
+	return k.ensure(ctx, time.Now(), false)
+}
+
 // Drop is the last step: no CA is trusted but the one with this fingerprint. All nodes have to show its certificates before.
 func (k *Keeper) Drop(ctx context.Context, fingerprint string) error {
 	k.mu.Lock()
