@@ -3,6 +3,7 @@ package transport
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
@@ -18,7 +19,7 @@ func CheckServer(certPEM, caPEM []byte, host string, now time.Time) error {
 		return err
 	}
 	leaf := chain[0]
-	if err := checkTime(leaf, now); err != nil {
+	if err := CheckTime(leaf, now); err != nil {
 		return err
 	}
 	cas, err := parseCerts(caPEM)
@@ -48,7 +49,8 @@ func names(c *x509.Certificate, host string) bool {
 		len(c.DNSNames)+len(c.IPAddresses) == 0 && c.Subject.CommonName == host
 }
 
-func checkTime(c *x509.Certificate, now time.Time) error {
+// CheckTime reports why a certificate is not valid now.
+func CheckTime(c *x509.Certificate, now time.Time) error {
 	switch {
 	case now.After(c.NotAfter):
 		return fmt.Errorf("it expired at %s", c.NotAfter.Format(time.RFC3339))
@@ -58,13 +60,15 @@ func checkTime(c *x509.Certificate, now time.Time) error {
 	return nil
 }
 
-// CheckTime reports whether the first certificate in certPEM is not valid now.
-func CheckTime(certPEM []byte, now time.Time) error {
-	certs, err := parseCerts(certPEM)
-	if err != nil {
-		return err
+// CertificatesIn leaves nothing but the certificates of a file, which may hold comments and a key as well.
+func CertificatesIn(file []byte) []byte {
+	var out bytes.Buffer
+	for block, rest := pem.Decode(file); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == pemCert {
+			out.Write(encodePEM(pemCert, block.Bytes))
+		}
 	}
-	return checkTime(certs[0], now)
+	return out.Bytes()
 }
 
 // CheckCAs reports why a bundle is none of CAs that can be trusted now.
@@ -78,7 +82,7 @@ func CheckCAs(caPEM []byte, now time.Time) error {
 		if !c.IsCA {
 			return fmt.Errorf("the certificate of %q is no CA's", c.Subject.CommonName)
 		}
-		errs = append(errs, checkTime(c, now))
+		errs = append(errs, CheckTime(c, now))
 	}
 	if !slices.Contains(errs, nil) { // one that has run out beside its successor does no harm
 		return errors.Join(errs...)

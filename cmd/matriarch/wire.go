@@ -130,7 +130,7 @@ func (n *node) openAPI() (err error) {
 	}
 	cfg := api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log, Access: access, Writer: source{n}}
 	if n.cfg.API.TLS == "on" {
-		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server)
+		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server, n.log)
 	}
 	n.api = api.New(cfg)
 	return nil

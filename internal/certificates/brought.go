@@ -49,6 +49,7 @@ func (k *Keeper) broughtCAs(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	cas = transport.CertificatesIn(cas)
 	return cas, transport.CheckCAs(cas, now)
 }
 
@@ -62,5 +63,6 @@ func (k *Keeper) broughtPair(cas []byte, now time.Time) (cert, key []byte, err e
 	if err := transport.CheckPair(cert, key); err != nil { // or half of it was replaced so far
 		return nil, nil, err
 	}
+	cert = transport.CertificatesIn(cert)
 	return cert, key, transport.CheckServer(cert, cas, k.cfg.Host, now)
 }

@@ -253,6 +253,7 @@ func TestBrought(t *testing.T) {
 		{"a second CA", good, goodKey, both, "", good, both},
 		{"of the second CA", foreign, foreignKey, both, "", foreign, both},
 		{"the second CA only", foreign, foreignKey, other.pem(), "", foreign, other.pem()},
+		{"a key and comments in all files", append(foreignKey, foreign...), foreignKey, append([]byte("other's CA\n"), other.pem()...), "", foreign, other.pem()},
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			write(r.cert, r.key, r.ca)
