@@ -245,6 +245,19 @@ func TestPostgresRefusesStrangers(t *testing.T) {
 			}
 		})
 	}
+
+	// Open to everybody, a server still lets the replication user in where it streams from only: by a logical slot it could read all.
+	open := members(pgconf.Required)
+	open.Phase, open.Nodes = pgconf.Open, []string{"10.255.255.1"} // others
+	p.apply(open)
+	if err := p.knock(p.cfg.Superuser, nil, nil, ca, true); err != nil {
+		t.Errorf("a client: %v", err)
+	}
+	for _, useTLS := range []bool{true, false} {
+		if err := p.knock(p.cfg.ReplicationUser, nil, nil, ca, useTLS); err == nil || !strings.Contains(err.Error(), "pg_hba.conf rejects") {
+			t.Errorf("the replication user with its password, TLS %v: %v", useTLS, err)
+		}
+	}
 }
 
 // knock tries a session with a certificate, and always with the right password.
@@ -253,6 +266,9 @@ func (n *node) knock(user string, cert, key []byte, trust *transport.CA, useTLS 
 	cfg, err := pgx.ParseConfig("sslmode=disable dbname=postgres")
 	n.must(err)
 	cfg.Host, cfg.Port, cfg.User, cfg.Password = n.cfg.Host, uint16(n.cfg.Port), user, n.cfg.SuperuserPassword
+	if user == n.cfg.ReplicationUser {
+		cfg.Password = n.cfg.ReplicationPassword
+	}
 	if useTLS {
 		block, _ := pem.Decode(trust.CertPEM())
 		ca, err := x509.ParseCertificate(block.Bytes)
