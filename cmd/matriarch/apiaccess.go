@@ -54,4 +54,3 @@ func secretOf(path string) (string, error) {
 	}
 	return s, nil
 }
-

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"time"
 
 	"matriarch/fsm"
 	"matriarch/internal/certificates"
@@ -25,6 +26,9 @@ func (n *node) certificates(ctx context.Context, pg pgmanager.Config) error {
 		n.log.Warn("the server keeps the certificates that postgresql.parameters names: this server is no part of postgresql_tls until they are removed there")
 	}
 	n.certs = certificates.New(cfg)
+	for _, use := range certificates.Uses(pg.TLS) {
+		n.metrics.Certificate(use, func() time.Time { return n.certs.Expires(use) })
+	}
 	return n.certs.Ensure(ctx)
 }
 

@@ -143,7 +143,6 @@ func (n *node) network() error {
 		return err
 	}
 	n.tls = tls
-	n.metrics.Certificate(tls.Expires)
 	netw := transport.TCP{Source: sourceIP(n.cfg.Listen)}
 	n.mux, err = transport.Listen(netw, n.cfg.Listen, transport.ServerConfig{Identity: tls, Log: n.log, Allow: n.allow})
 	if err != nil {

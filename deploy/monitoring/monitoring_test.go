@@ -38,7 +38,7 @@ var followed = map[string]string{
 	"MatriarchSlowTick":           "",
 	"MatriarchLeaseShort":         "",
 	"MatriarchCitusMetadata":      "TestCitus",
-	"MatriarchCertificateExpires": "",
+	"MatriarchCertificateExpires": "TestSecurity",
 	"MatriarchPaused":             "TestMonitoring",
 	"MatriarchSetAside":           "TestDiverged",
 	"MatriarchWeakFence":          "TestAdoptRunning",
@@ -112,7 +112,7 @@ func (s source) Status(context.Context) admin.Status { return s.st }
 func exported(t *testing.T) map[string][][]string {
 	t.Helper()
 	m := obs.NewMetrics("scope", "coord-1", "test")
-	m.Certificate(time.Now)
+	m.Certificate("node", time.Now)
 	m.Proxy([]obs.Proxy{{Listener: "coordinator", Refused: map[string]uint64{"full": 1}}})
 	m.Tick(time.Millisecond)
 	m.Decision("R110")

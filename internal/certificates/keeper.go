@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"matriarch/internal/identity"
@@ -51,12 +52,35 @@ type Keeper struct {
 	told    map[string]bool // what was complained of, so that it is said once
 	refused error           // why files of the operator's are not in use
 	unread  bool            // PostgreSQL was not told of its newest certificates yet
+
+	ends atomic.Pointer[map[string]time.Time] // of what is in use; never nil
 }
 
 // New makes a keeper; it does nothing until it is asked.
 func New(cfg Config) *Keeper {
-	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1), told: map[string]bool{}}
+	k := &Keeper{cfg: cfg, wake: make(chan struct{}, 1), told: map[string]bool{}}
+	k.ends.Store(&map[string]time.Time{})
+	return k
 }
+
+// Uses are the uses of certificates that Expires knows.
+func Uses(postgres bool) []string {
+	if postgres {
+		return []string{useCA, useNode, useServer, useSuperuser, useReplication}
+	}
+	return []string{useCA, useNode}
+}
+
+const (
+	useCA          = "ca"
+	useNode        = "node"
+	useServer      = "server"
+	useSuperuser   = "superuser"
+	useReplication = "replication"
+)
+
+// Expires is when what is in use ends, as of the last look; zero before the first. It never blocks.
+func (k *Keeper) Expires(use string) time.Time { return (*k.ends.Load())[use] }
 
 // every is how often files of the operator's are looked at, and the longest time between two looks at ours.
 const every = 10 * time.Second
@@ -104,6 +128,13 @@ func (k *Keeper) Ensure(ctx context.Context) error {
 	defer k.mu.Unlock()
 	err := k.ensure(ctx, time.Now(), false)
 	k.say(errors.Join(err, k.refused))
+	if r, err := k.show(); err == nil {
+		ends := map[string]time.Time{useCA: r.Expires}
+		for _, c := range r.Certs {
+			ends[c.Use] = c.NotAfter
+		}
+		k.ends.Store(&ends)
+	}
 	return err
 }
 
@@ -154,7 +185,7 @@ func (k *Keeper) node(ca *transport.CA, now time.Time, anew bool) error {
 	if err != nil {
 		return err
 	}
-	if !anew && fresh(m.Cert, ca, nil, now) {
+	if !anew && fresh(m.Cert, m.Key, ca, nil, now) {
 		return k.swap(m)
 	}
 	key, csr, err := transport.NewKeyAndCSR()
@@ -179,10 +210,11 @@ func (k *Keeper) swap(m identity.Material) error {
 	return k.cfg.TLS.Swap(m.Cert, m.Key, m.CA)
 }
 
-// fresh reports whether a certificate is of this CA, names these hosts (nil: any) and is not due.
-func fresh(certPEM []byte, ca *transport.CA, hosts []string, now time.Time) bool {
+// fresh reports whether a certificate is of this CA, names these hosts (nil: any), is not due and has its key: a power cut can leave a
+// new key beside an old certificate.
+func fresh(certPEM, keyPEM []byte, ca *transport.CA, hosts []string, now time.Time) bool {
 	c, err := transport.Describe(certPEM, ca.CertPEM())
-	if err != nil || c.Issuer == "" || !now.Before(c.Due()) {
+	if err != nil || c.Issuer == "" || !now.Before(c.Due()) || transport.CheckPair(certPEM, keyPEM) != nil {
 		return false
 	}
 	// A life that was made shorter holds for what was issued under the longer one.
@@ -222,7 +254,7 @@ func (k *Keeper) postgres(ca *transport.CA, now time.Time, anew bool) (bool, err
 		switch {
 		case x.want.Role == "" && theirs.cert != nil:
 			*x.cert, *x.key = theirs.cert, theirs.key
-		case !anew && fresh(*x.cert, ca, x.want.Hosts, now) && len(*x.key) > 0:
+		case !anew && fresh(*x.cert, *x.key, ca, x.want.Hosts, now):
 		default:
 			if *x.cert, *x.key, err = ca.IssuePostgres(x.want, now); err != nil {
 				return false, err

@@ -125,6 +125,9 @@ func TestRenewal(t *testing.T) {
 					t.Fatalf("the certificate for %s has %s left", c.Use, left)
 				}
 				seen[c.Fingerprint] = true
+				if told := b.Expires(c.Use); !told.Equal(c.NotAfter) {
+					t.Fatalf("the metric of %s says %s, it ends at %s", c.Use, told, c.NotAfter)
+				}
 			}
 			if !bytes.Equal(flat(b.server.read), flat(b.server.files)) {
 				t.Fatal("PostgreSQL does not know of its newest certificates")
@@ -137,6 +140,56 @@ func TestRenewal(t *testing.T) {
 			t.Error(b.log)
 		}
 	})
+}
+
+// TestLongAway: a node that was switched off until long after the end of its certificates issues new ones when it starts, before it
+// speaks to anybody.
+func TestLongAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, time.Hour, Own{})
+		b.ensure()
+		time.Sleep(1000 * time.Hour)
+		tls, err := b.cfg.Dir.TLS()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if time.Until(tls.Expires()) > 0 {
+			t.Fatal("it has not ended")
+		}
+		b.cfg.TLS = tls
+		b.ensure()
+		if left := time.Until(tls.Expires()); left < 59*time.Minute {
+			t.Errorf("the peer port's certificate has %s left", left)
+		}
+		if !bytes.Equal(flat(b.server.read), flat(b.server.files)) || !fresh(b.server.read.SuperuserCert, b.server.read.SuperuserKey, b.ca, nil, time.Now()) {
+			t.Error("PostgreSQL has no new ones")
+		}
+	})
+}
+
+// TestHalfWritten: a key that was replaced without its certificate, as a power cut leaves it, does not stay.
+func TestHalfWritten(t *testing.T) {
+	b := newBench(t, time.Hour, Own{})
+	b.ensure()
+	key, _, err := transport.NewKeyAndCSR()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.server.files.ServerKey, b.server.files.ReplicationKey = key, key
+	if err := b.cfg.Dir.SaveMaterial(identity.Material{Key: key}); err != nil {
+		t.Fatal(err)
+	}
+	b.ensure()
+	m, err := b.cfg.Dir.Material()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := b.server.read
+	for use, pair := range map[string][2][]byte{"node": {m.Cert, m.Key}, "server": {f.ServerCert, f.ServerKey}, "superuser": {f.SuperuserCert, f.SuperuserKey}, "replication": {f.ReplicationCert, f.ReplicationKey}} {
+		if err := transport.CheckPair(pair[0], pair[1]); err != nil {
+			t.Errorf("%s: %v", use, err)
+		}
+	}
 }
 
 // TestReloadIsRepeated: a server that could not be told is told later.
@@ -270,7 +323,7 @@ func TestBrought(t *testing.T) {
 				t.Errorf("the log does not say %q:\n%s", r.words, b.log)
 			}
 			f := b.server.read
-			if r.serves != nil && !bytes.Equal(f.ServerCert, r.serves) || r.serves == nil && !fresh(f.ServerCert, b.ca, []string{host}, time.Now()) {
+			if r.serves != nil && !bytes.Equal(f.ServerCert, r.serves) || r.serves == nil && !fresh(f.ServerCert, f.ServerKey, b.ca, []string{host}, time.Now()) {
 				t.Errorf("another certificate is in use")
 			}
 			if err := transport.CheckPair(f.ServerCert, f.ServerKey); err != nil {
@@ -279,7 +332,7 @@ func TestBrought(t *testing.T) {
 			if want := append(b.ca.CertPEM(), r.cas...); !bytes.Equal(f.CA, want) {
 				t.Error("other CAs are trusted")
 			}
-			if !fresh(f.SuperuserCert, b.ca, nil, time.Now()) {
+			if !fresh(f.SuperuserCert, f.SuperuserKey, b.ca, nil, time.Now()) {
 				t.Error("the rest was not looked after")
 			}
 			b.log.Reset()
@@ -306,7 +359,7 @@ func TestBroughtIsLeft(t *testing.T) {
 	}
 	b.cfg.Own = Own{}
 	b.ensure()
-	if !fresh(b.server.read.ServerCert, b.ca, []string{host}, time.Now()) || !bytes.Equal(b.server.read.CA, b.ca.CertPEM()) {
+	if !fresh(b.server.read.ServerCert, b.server.read.ServerKey, b.ca, []string{host}, time.Now()) || !bytes.Equal(b.server.read.CA, b.ca.CertPEM()) {
 		t.Error("still there")
 	}
 }

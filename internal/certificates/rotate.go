@@ -40,6 +40,10 @@ func (r Report) Signed() bool {
 func (k *Keeper) Show() (Report, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.show()
+}
+
+func (k *Keeper) show() (Report, error) {
 	out := Report{Node: k.cfg.Self.Name}
 	if k.refused != nil {
 		out.Refused = k.refused.Error()
@@ -66,7 +70,7 @@ func (k *Keeper) Show() (Report, error) {
 	held := []struct {
 		use string
 		pem []byte
-	}{{"node", m.Cert}}
+	}{{useNode, m.Cert}}
 	if k.cfg.Postgres != nil {
 		f, err := k.cfg.Postgres.TLS()
 		if err != nil {
@@ -75,7 +79,7 @@ func (k *Keeper) Show() (Report, error) {
 		held = append(held, []struct {
 			use string
 			pem []byte
-		}{{"server", f.ServerCert}, {"superuser", f.SuperuserCert}, {"replication", f.ReplicationCert}}...)
+		}{{useServer, f.ServerCert}, {useSuperuser, f.SuperuserCert}, {useReplication, f.ReplicationCert}}...)
 	}
 	for _, h := range held {
 		c, err := transport.Describe(h.pem, bundle)
