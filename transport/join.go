@@ -238,5 +238,5 @@ func (t Token) verify(cs tls.ConnectionState) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: the token names CA %s, the server shows %s: wrong address, or a token of another cluster", ErrFingerprint, t.CAFingerprint, shown)
+	return fmt.Errorf("%w: the token names CA %s, the server shows %s: wrong address, a token of another cluster or from before 'matriarch ca rotate', which has to be finished", ErrFingerprint, t.CAFingerprint, shown)
 }
