@@ -35,7 +35,7 @@ func CheckServer(certPEM, caPEM []byte, host string, now time.Time) error {
 	}
 	_, err = leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	if err != nil {
-		return fmt.Errorf("no CA that the nodes trust has signed it: %w", err)
+		return fmt.Errorf("no CA that the nodes trust has signed it (%w): name its CA in certificates.ca_file, on all nodes", err)
 	}
 	if !names(leaf, host) {
 		return fmt.Errorf("it does not name %s, where the other nodes reach this server", host)

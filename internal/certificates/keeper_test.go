@@ -104,7 +104,7 @@ func (b *bench) ensure() {
 // TestRenewal runs a keeper for ten lives: nothing that it keeps is ever close to its end, and PostgreSQL has read the newest.
 func TestRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const life = 20 * time.Minute
+		const life = 3 * time.Minute
 		b := newBench(t, life, Own{})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
