@@ -26,6 +26,7 @@ const goodToken = "a-token-of-twenty-characters"
 // writer remembers what it was asked for.
 type writer struct {
 	commands []fsm.Command
+	acts     int // restarts and clones
 	refuse   string
 }
 
@@ -33,10 +34,19 @@ func (w *writer) Submit(_ context.Context, c fsm.Command) (fsm.Result, error) {
 	w.commands = append(w.commands, c)
 	return fsm.Result{OK: w.refuse == "", Reason: w.refuse}, nil
 }
-func (w *writer) RestartStandby(context.Context) error     { return errors.New("it is a primary") }
-func (w *writer) Reinit(context.Context, fsm.NodeID) error { return nil }
-func credentials() (Credentials, error)                    { return Credentials{goodToken, "admin", "s3cret"}, nil }
-func strangers(a Access) (*Server, *writer)                { return guarded(a, credentials) }
+
+func (w *writer) RestartStandby(context.Context) error {
+	w.acts++
+	return errors.New("it is a primary")
+}
+
+func (w *writer) Reinit(context.Context, fsm.NodeID) error {
+	w.acts++
+	return nil
+}
+
+func credentials() (Credentials, error)     { return Credentials{goodToken, "admin", "s3cret"}, nil }
+func strangers(a Access) (*Server, *writer) { return guarded(a, credentials) }
 func guarded(a Access, c func() (Credentials, error)) (*Server, *writer) {
 	w := &writer{}
 	a.Credentials = c
@@ -136,6 +146,8 @@ func TestWritesDoWhatTheySay(t *testing.T) {
 		{"POST", "/failover", `{}`, 400, ""},
 		{"DELETE", "/switchover", ``, 412, ""},
 		{"PATCH", "/config", `{"ttl":"6s"}`, 202, "settings_put"},
+		{"PATCH", "/config", `{"maximum_lag":1048576,"leader_avoid":false}`, 202, "settings_put"},
+		{"POST", "/reinitialize", `{"force":true}`, 202, ""},
 		{"PATCH", "/config", `{"ttl":"1s"}`, 400, ""},
 		{"PATCH", "/config", `{"nosuch":1}`, 400, ""},
 		{"POST", "/restart", ``, 412, ""},
@@ -153,7 +165,7 @@ func TestWritesDoWhatTheySay(t *testing.T) {
 	}
 	s, w := strangers(Access{Writes: true})
 	w.refuse = "another operation is under way"
-	if got := ask(t, s, "192.0.2.1", "POST", "/switchover", `{}`, "Authorization", basicAdmin); got.Code != 412 || !strings.Contains(got.Body.String(), w.refuse) {
+	if got := ask(t, s, "192.0.2.1", "POST", "/switchover", `{"group":0}`, "Authorization", basicAdmin); got.Code != 412 || !strings.Contains(got.Body.String(), w.refuse) {
 		t.Errorf("a refusal: %d %s", got.Code, got.Body)
 	}
 }
