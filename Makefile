@@ -82,9 +82,10 @@ chaos: deps build ## break five nodes at random, in network namespaces, as root:
 	@bin/chaos -minutes $(MINUTES) -seed $(SEED) -scenario '$(SCENARIO)' -out chaos-out
 
 # Everything that reads what a stranger, another node or a foreign file wrote: folder and target.
-FUZZ := transport:FuzzMuxGarbage transport:FuzzRPCBody transport:FuzzJoin transport:FuzzParseToken consensus:FuzzGossipMeta \
+FUZZ := transport:FuzzMuxGarbage transport:FuzzRPCBody transport:FuzzJoin transport:FuzzParseToken consensus:FuzzGossipMeta consensus:FuzzCalls fsm:FuzzApply \
 	internal/config:FuzzParse internal/api:FuzzRESTBodies internal/proxy:FuzzReadHeader internal/proxy:FuzzReadPacket internal/proxy:FuzzReadAnswer \
-	pgmanager/pgconf:FuzzParseHistory pgmanager/pgconf:FuzzParseFormats pgmanager/pgconf:FuzzParseFile pgmanager/pgconf:FuzzParseConninfo pgmanager/pgconf:FuzzParseSyncNames
+	pgmanager/pgconf:FuzzParseControlData pgmanager/pgconf:FuzzParseHistory pgmanager/pgconf:FuzzParseFormats pgmanager/pgconf:FuzzParseFile \
+	pgmanager/pgconf:FuzzParseConninfo pgmanager/pgconf:FuzzParseSyncNames
 
 fuzz: ## fuzz every parser of what others write: make fuzz FUZZTIME=20s (each)
 	@mkdir -p .cache; for t in $(FUZZ); do echo "$$t for $(FUZZTIME)"; $(GOTEST) -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 ./$${t%%:*} >.cache/fuzz.log 2>&1 || { cat .cache/fuzz.log; exit 1; }; tail -1 .cache/fuzz.log; done
