@@ -212,8 +212,13 @@ func TestRates(t *testing.T) {
 // TestClientCertificates goes through a real port: no certificate, the right CA, a foreign one, an expired one.
 func TestClientCertificates(t *testing.T) {
 	ca, foreign := newCA(t), newCA(t)
+	other, err := transport.NewCA("0aaaaaaa-0000-4000-8000-000000000002", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := "n"
 	pair := func(ca *transport.CA, role string, now time.Time) tls.Certificate {
-		cert, key, err := ca.IssuePostgres(transport.PostgresCert{NodeID: "n", Role: role, Hosts: []string{"127.0.0.1"}}, now)
+		cert, key, err := ca.IssuePostgres(transport.PostgresCert{NodeID: node, Role: role, Hosts: []string{"127.0.0.1"}}, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +230,7 @@ func TestClientCertificates(t *testing.T) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca.CertPEM())
-	s, _ := strangers(Access{Writes: true, ReadsClosed: true})
+	s, _ := strangers(Access{Writes: true, ReadsClosed: true, Revoked: func(c *x509.Certificate) bool { return transport.NodeOf(c) == "gone" }})
 	s.cfg.TLS = &tls.Config{Certificates: []tls.Certificate{pair(ca, "", time.Now())}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS12}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -234,6 +239,9 @@ func TestClientCertificates(t *testing.T) {
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
 	year := 400 * 24 * time.Hour
+	node = "gone"
+	removed := pair(ca, "ops", time.Now())
+	node = "n"
 	for _, tc := range []struct {
 		name string
 		show *tls.Certificate
@@ -242,6 +250,8 @@ func TestClientCertificates(t *testing.T) {
 		{"none", nil, 401},
 		{"of the CA", new(pair(ca, "ops", time.Now())), 200},
 		{"of a foreign CA", new(pair(foreign, "ops", time.Now())), 0},
+		{"of another cluster", new(pair(other, "ops", time.Now())), 0},
+		{"of a removed node", &removed, 401},
 		{"expired", new(pair(ca, "ops", time.Now().Add(-year))), 0},
 		{"a server's", new(pair(ca, "", time.Now())), 0},
 	} {
