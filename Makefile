@@ -88,8 +88,11 @@ FUZZ := transport:FuzzMuxGarbage transport:FuzzRPCBody transport:FuzzJoin transp
 	pgmanager/pgconf:FuzzParseControlData pgmanager/pgconf:FuzzParseHistory pgmanager/pgconf:FuzzParseFormats pgmanager/pgconf:FuzzParseFile \
 	pgmanager/pgconf:FuzzParseConninfo pgmanager/pgconf:FuzzParseSyncNames
 
+# Go reports an error, without an input, when the time is over while it shortens an input that is merely interesting.
 fuzz: ## fuzz every parser of what others write: make fuzz FUZZTIME=20s (each)
-	@mkdir -p .cache; for t in $(FUZZ); do echo "$$t for $(FUZZTIME)"; $(GOTEST) -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 ./$${t%%:*} >.cache/fuzz.log 2>&1 || { cat .cache/fuzz.log; exit 1; }; tail -1 .cache/fuzz.log; done
+	@mkdir -p .cache; log=.cache/fuzz.log; for t in $(FUZZ); do echo "$$t for $(FUZZTIME)"; \
+	if $(GOTEST) -run '^$$' -fuzz "^$${t#*:}$$" -fuzztime $(FUZZTIME) -parallel 2 ./$${t%%:*} >$$log 2>&1; then tail -1 $$log; \
+	elif grep -q '^ *context deadline exceeded$$' $$log && ! grep -q 'Failing input\|panic:' $$log; then echo "nothing found"; else cat $$log; exit 1; fi; done
 
 # Without network it says what is not known, and is content: what it finds depends on the day, not on the change.
 vuln: ## look the dependencies up in Go's vulnerability database
