@@ -144,3 +144,18 @@ func peerOfCert(c *x509.Certificate) (Peer, error) {
 	}
 	return Peer{ClusterID: c.URIs[0].Host, NodeID: id}, nil
 }
+
+// NodeOf tells which node a certificate of a cluster was issued to, be it the node's own or one for its PostgreSQL; empty: none.
+func NodeOf(c *x509.Certificate) (nodeID string) {
+	for _, u := range c.URIs {
+		if u.Scheme != "matriarch" {
+			continue
+		}
+		for _, kind := range []string{"/node/", "/postgres/"} {
+			if id, ok := strings.CutPrefix(u.Path, kind); ok {
+				return id
+			}
+		}
+	}
+	return ""
+}

@@ -128,6 +128,7 @@ func (n *node) openAPI() (err error) {
 	if err != nil {
 		return err
 	}
+	access.Revoked = n.revoked
 	cfg := api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log, Access: access, Writer: source{n}}
 	if n.cfg.API.TLS == "on" {
 		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server, n.log)
