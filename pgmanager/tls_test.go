@@ -248,6 +248,7 @@ func TestPostgresRefusesStrangers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("noise and silence", func(t *testing.T) { outlasts(t, p, s, ca) })
 
 	// Open to everybody, a server still lets the replication user in where it streams from only: by a logical slot it could read all.
 	open := members(pgconf.Required)
@@ -261,7 +262,6 @@ func TestPostgresRefusesStrangers(t *testing.T) {
 			t.Errorf("the replication user with its password, TLS %v: %v", useTLS, err)
 		}
 	}
-	t.Run("noise and silence", func(t *testing.T) { outlasts(t, p, s, ca) })
 }
 
 // outlasts: bytes that are no packet end their connection only, and those who say nothing keep nobody out.
