@@ -32,45 +32,55 @@ const nothing = `test -z "$(pgrep -x postgres; pgrep -x matriarch)"`
 // step is one row of the table.
 type step struct {
 	name string
-	full bool // left out of the reduced form
+	form form
 	do   func(context.Context) (string, error)
 }
 
+// form is where a step belongs.
+type form int
+
+const (
+	always form = iota
+	full        // not in the reduced form
+	named       // only when -only names it
+)
+
 func (b *bed) run(ctx context.Context, o options) error {
 	s := &scene{bed: b, o: o}
-	must := []step{{"hosts boot", false, s.bootAll}, {"check mode", true, s.checkMode}, {"site", false, s.site}}
+	must := []step{{"hosts boot", always, s.bootAll}, {"check mode", full, s.checkMode}, {"site", always, s.site}}
 	steps := []step{
-		{"lint", false, s.lint},
-		{"site again", false, s.siteAgain},
-		{"check mode again", true, s.checkAgain},
-		{"hardening", true, s.hardening},
-		{"site without a host", true, s.siteWithout},
-		{"writers", false, s.write},
-		{"upgrade to no program", true, s.upgradeBroken},
-		{"upgrade-matriarch", false, s.upgrade},
-		{"upgrade again", true, s.upgradeAgain},
-		{"upgrade-postgres-minor", true, s.minor},
-		{"systemctl restart", true, s.restartAll},
-		{"rotate-certificates", true, s.rotate},
-		{"add-node that fails", true, s.addNodeFails},
-		{"add-node", true, s.addNode},
-		{"remove-node", true, s.removeNode},
-		{"stop primary", false, s.stopPrimary},
-		{"reboot primary", true, s.reboot},
-		{"power cut primary", false, s.powerCut},
-		{"hung agent of a standby", true, s.hungStandby},
-		{"hung agent of a primary", true, s.hungPrimary},
-		{"stop all in any order", true, s.stopAll},
-		{"backup and restore", true, s.restore},
-		{"data", false, s.check},
-		{"secrets in output", false, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
-		{"uninstall", true, s.uninstall},
-		{"trixie", true, s.trixie},
+		{"lint", always, s.lint},
+		{"site without a host", full, s.siteWithout},
+		{"site again", always, s.siteAgain},
+		{"check mode again", named, s.checkAgain},
+		{"hardening", full, s.hardening},
+		{"writers", always, s.write},
+		{"upgrade to no program", full, s.upgradeBroken},
+		{"upgrade-matriarch", always, s.upgrade},
+		{"upgrade again", named, s.upgradeAgain},
+		{"upgrade-postgres-minor", full, s.minor},
+		{"systemctl restart", full, s.restartAll},
+		{"rotate-certificates", full, s.rotate},
+		{"add-node that fails", full, s.addNodeFails},
+		{"add-node", full, s.addNode},
+		{"remove-node", full, s.removeNode},
+		{"stop primary", always, s.stopPrimary},
+		{"reboot primary", full, s.reboot},
+		{"power cut primary", always, s.powerCut},
+		{"hung agent of a standby", full, s.hungStandby},
+		{"hung agent of a primary", full, s.hungPrimary},
+		{"stop all in any order", full, s.stopAll},
+		{"backup and restore", full, s.restore},
+		{"data", always, s.check},
+		{"secrets in output", always, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
+		{"uninstall", full, s.uninstall},
+		{"site after uninstall", named, s.siteAfter},
+		{"trixie", full, s.trixie},
 	}
 	var errs []error
 	for i, st := range append(must, steps...) {
-		needed := !st.full && i < len(must) || st.name == "writers"
-		if o.only == "" && st.full && o.reduced || !needed && !o.wants(st.name) {
+		needed := st.form == always && i < len(must) || st.name == "writers"
+		if !needed && !o.wants(st) {
 			continue
 		}
 		began := time.Now()
@@ -159,7 +169,7 @@ func (s *scene) checkAgain(ctx context.Context) (string, error) {
 	return unchanged(s.plain(ctx, s.inv, "site", "--check", "--diff"))
 }
 
-// siteWithout plays site while one host is gone: the others are served, and a repetition does the rest.
+// siteWithout plays site while one host is gone: the others are served. The step after it plays it once more, with all.
 func (s *scene) siteWithout(ctx context.Context) (string, error) {
 	gone := s.nodes[len(s.nodes)-1]
 	if err := gone.powerCut(); err != nil {
@@ -169,14 +179,7 @@ func (s *scene) siteWithout(ctx context.Context) (string, error) {
 	if err == nil || r.unreachable != 1 || r.failed != 0 || r.changed != 0 {
 		return "", fmt.Errorf("want one host unreachable and the others well, not %+v (%w)", r, err)
 	}
-	if err := gone.boot(ctx); err != nil {
-		return "", err
-	}
-	if err := s.healthy(ctx, s.nodes[0]); err != nil {
-		return "", err
-	}
-	_, err = unchanged(s.plain(ctx, s.inv, "site"))
-	return "others untouched, then changed=0", err
+	return "one unreachable, others changed=0", errors.Join(gone.boot(ctx), s.healthy(ctx, s.nodes[0]))
 }
 
 func (s *scene) write(ctx context.Context) (string, error) {
@@ -302,30 +305,35 @@ func (s *scene) minor(ctx context.Context) (string, error) {
 	})
 }
 
-// restartAll restarts each agent by hand: the server's process and its lease are what they were.
+// restart restarts a node's agent by hand, and waits until the server's process and its lease are known to be what they were.
+func (s *scene) restart(ctx context.Context, h *host) (took time.Duration, err error) {
+	before, err := s.self(ctx, h)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if _, err := h.ssh(ctx, "systemctl restart matriarch"); err != nil {
+		return 0, err
+	}
+	took = time.Since(began)
+	return took, s.until(ctx, 30*time.Second, h.name+" has the process and the lease that it had", func() error {
+		after, err := s.self(ctx, h)
+		if err == nil && (after.served() != before.served() || after.Processes.Agent == before.Processes.Agent) {
+			err = fmt.Errorf("%s, and was %s", after.served(), before.served())
+		}
+		return err
+	})
+}
+
 func (s *scene) restartAll(ctx context.Context) (string, error) {
 	var longest time.Duration
 	_, failed, says, err := s.measured(ctx, func() error {
 		for _, h := range s.nodes {
-			before, err := s.self(ctx, h)
+			took, err := s.restart(ctx, h)
 			if err != nil {
 				return err
 			}
-			began := time.Now()
-			if _, err := h.ssh(ctx, "systemctl restart matriarch"); err != nil {
-				return err
-			}
-			longest = max(longest, time.Since(began))
-			err = s.until(ctx, 30*time.Second, h.name+" has the process and the lease that it had", func() error {
-				after, err := s.self(ctx, h)
-				if err == nil && (after.served() != before.served() || after.Processes.Agent == before.Processes.Agent) {
-					err = fmt.Errorf("%s, and was %s", after.served(), before.served())
-				}
-				return err
-			})
-			if err != nil {
-				return err
-			}
+			longest = max(longest, took)
 		}
 		return nil
 	})

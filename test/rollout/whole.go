@@ -150,18 +150,20 @@ func (s *scene) uninstall(ctx context.Context) (string, error) {
 	}); err != nil {
 		return "", err
 	}
-	if _, err := s.plain(ctx, s.inv, "site", "-e", "matriarch_binary="+s.program()); err != nil {
+	return "refused without the word; data and configuration stay", nil
+}
+
+// siteAfter brings back what was removed: the formation goes on with its data.
+func (s *scene) siteAfter(ctx context.Context) (string, error) {
+	r, err := s.plain(ctx, s.inv, "site", "-e", "matriarch_binary="+s.program())
+	if err != nil {
 		return "", err
 	}
 	if err := s.healthy(ctx, s.nodes[0]); err != nil {
 		return "", err
 	}
-	for _, w := range s.writers {
-		if _, err := w.check(ctx); err != nil {
-			return "", err
-		}
-	}
-	return "refused without the word; data and configuration stay, and site.yml goes on with them", nil
+	says, err := s.check(ctx)
+	return fmt.Sprintf("changed=%d; %s", r.changed, says), err
 }
 
 // trixie is a formation of one host with another distribution and another PostgreSQL.
@@ -186,7 +188,16 @@ func (s *scene) trixie(ctx context.Context) (string, error) {
 	if _, err := unchanged(s.plain(ctx, inv, "site")); err != nil {
 		return "", err
 	}
+	took, err := s.restart(ctx, h)
+	if err != nil {
+		return "", err
+	}
+	if _, err := h.ssh(ctx, orderly+" && systemctl start matriarch"); err != nil {
+		return "", err
+	}
+	if err := s.healthy(ctx, h); err != nil {
+		return "", err
+	}
 	out, err := h.ssh(ctx, "systemctl --version | head -1; cat /var/lib/matriarch/pgdata/PG_VERSION")
-	_ = os.Remove(inv)
-	return strings.ReplaceAll(out, "\n", ", PostgreSQL "), err
+	return fmt.Sprintf("%s; restarted in %.1f s, stopped in order", strings.ReplaceAll(out, "\n", ", PostgreSQL "), took.Seconds()), err
 }
