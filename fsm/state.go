@@ -233,7 +233,7 @@ func (g Group) GrantOf(tl Timeline) (Grant, bool) {
 // Lease is the right of one node to run the writable primary of the group.
 type Lease struct {
 	Holder   NodeID        `json:"holder"`   // empty: free
-	Instance string        `json:"instance"` // the holder's sentinel
+	Instance string        `json:"instance"` // the holder's sentinel, as SameBoot reads it
 	Epoch    Epoch         `json:"epoch"`
 	TTL      time.Duration `json:"ttl"`
 	Revoked  bool          `json:"revoked,omitempty"`

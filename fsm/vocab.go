@@ -64,3 +64,11 @@ func ParseLSN(s string) (LSN, error) {
 	}
 	return LSN(h<<32 | l), nil
 }
+
+// SameBoot reports whether two sentinel instances were drawn on one host since its last boot. An instance is BOOT-NUMBER; one
+// without a boot is like no other.
+func SameBoot(a, b string) bool {
+	boot, _, ok := strings.Cut(a, "-")
+	other, _, also := strings.Cut(b, "-")
+	return ok && also && boot == other
+}

@@ -20,6 +20,7 @@ type Facts struct {
 	Primary   bool      // PostgreSQL is writable
 	Mine      bool      // the state has the lease with this node and this sentinel, unrevoked
 	HoldsAny  bool      // the state has the lease with this node, whatever the sentinel
+	Ours      bool      // and we know that its sentinel is gone, and with it whatever it ran: it was ours, or lived here since the host's boot
 	Stale     bool      // this node has seen a newer epoch of its group than its copy of the state: the log has not caught up yet
 	Epoch     fsm.Epoch // of our lease
 	Last      fsm.Grant // the group's newest grant
@@ -43,6 +44,7 @@ func facts(v View) Facts {
 	l := f.Group.Lease
 	f.HoldsAny = f.Member && l.Holder == v.Self
 	f.Mine = f.HoldsAny && l.Instance == v.Instance && !l.Revoked
+	f.Ours = f.HoldsAny && (l.Instance == v.Instance || fsm.SameBoot(l.Instance, v.Instance))
 	f.Epoch = l.Epoch
 	f.Last, f.HasLast = f.Group.LastGrant()
 	f.Stale = f.Group.Epoch.Less(f.newestSeen())

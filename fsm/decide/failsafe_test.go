@@ -14,7 +14,7 @@ func trusting(g *fsm.Group) { g.Failsafe, g.Eligible = true, []fsm.NodeID{"a", "
 func TestHold(t *testing.T) {
 	view := func(edit ...func(*HoldView, *fsm.Group)) HoldView {
 		v := HoldView{
-			Self: "a", Instance: "ia", LeaseLeft: 2 * time.Second, Confirmed: true,
+			Self: "a", Instance: "h-ia", LeaseLeft: 2 * time.Second, Confirmed: true,
 			Sentinel: Sentinel{Connected: true, Postmaster: 7, Primary: true, Epoch: ep(1)},
 		}
 		v.State = world(append([]func(*fsm.Group){trusting}, func(g *fsm.Group) {

@@ -31,7 +31,7 @@ func world(edit ...func(*fsm.Group)) *fsm.State {
 	}
 	g := fsm.Group{
 		Mode: fsm.Quorum, ClaimedBy: "a", SystemID: "sys", LastHolder: "a", Epoch: ep(1),
-		Lease: fsm.Lease{Holder: "a", Instance: "ia", Epoch: ep(1), TTL: 5 * time.Second},
+		Lease: fsm.Lease{Holder: "a", Instance: "h-ia", Epoch: ep(1), TTL: 5 * time.Second},
 		Sync:  fsm.Sync{Pairs: []fsm.Pair{fsm.NewPair(1, "b", "c")}, Confirmed: ep(1)},
 		Grants: []fsm.Grant{
 			{Holder: "a", Timeline: 1},
@@ -50,7 +50,7 @@ const access = "a:2 b:2 c:2 " // of this world
 // primary is node a at rest, standby is node b at rest.
 func primary(edit ...func(*View)) View {
 	v := View{
-		Self: "a", State: world(), Instance: "ia", LeaseLeft: 4 * time.Second, Equipped: ep(1),
+		Self: "a", State: world(), Instance: "h-ia", LeaseLeft: 4 * time.Second, Equipped: ep(1),
 		Sentinel: Sentinel{Connected: true, Postmaster: 7, Primary: true, Epoch: ep(1)},
 		PG: Postgres{Reachable: true, Timeline: 2, LSN: 200, Senders: []Sender{
 			{Node: "b", Streaming: true}, {Node: "c", Streaming: true},
@@ -143,11 +143,13 @@ var nodeExamples = []nodeExample{
 	}), StopPG{}},
 	{"it has stopped, and its log does not tell it more", "R122", primary(func(v *View) { v.Sentinel, v.Removed = Sentinel{Connected: true}, true }), Exit{}},
 	{"crashed", "R115", primary(func(v *View) { v.Sentinel = Sentinel{Connected: true, Exit: "signal 9"} }), Release{ep(1)}},
-	{"crashed with the lease of an earlier sentinel", "R115", primary(func(v *View) { v.Sentinel, v.Instance = Sentinel{Connected: true}, "new" }), Release{ep(1)}},
+	{"crashed with the lease of an earlier sentinel", "R115", primary(func(v *View) { v.Sentinel, v.Instance = Sentinel{Connected: true}, "h-new" }), Release{ep(1)}},
+	{"started with the lease of a sentinel before the boot, or of the host it is a copy of", "R150", primary(func(v *View) { v.Sentinel, v.Instance = Sentinel{Connected: true}, "copy-new" }), StartPG{}},
+	{"and runs", "R900", primary(func(v *View) { v.Sentinel.Primary, v.Instance = false, "copy-new" }), nil},
 	{"a switchover", "R117", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Demote, Epoch: ep(1)} })), StepDown{ep(1)}},
 	{"a switchover that has not come so far", "R250", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Pause, Epoch: ep(1)} })), nil},
 	{"a switchover of an older epoch", "R250", primary(group(func(g *fsm.Group) { g.Op = &fsm.Operation{Kind: fsm.Switchover, Phase: fsm.Demote} })), nil},
-	{"a running standby holds a lease of an earlier sentinel", "R118", primary(func(v *View) { v.Sentinel.Primary, v.Instance = false, "new" }), Fence{}},
+	{"a running standby holds a lease of an earlier sentinel", "R118", primary(func(v *View) { v.Sentinel.Primary, v.Instance = false, "h-new" }), Fence{}},
 	{"the same, but the state is old", "R150", standby(func(v *View) {
 		v.State, v.Sentinel.Postmaster, v.Local.Lineage[3] = world(func(g *fsm.Group) { g.Lease.Holder = "b" }), 0, ep(9)
 		group(free)(v)

@@ -103,7 +103,7 @@ func drawState(t *rapid.T) *fsm.State {
 	g := s.Groups[0]
 	g.Epoch = drawEpoch(t)
 	if rapid.Bool().Draw(t, "held") {
-		g.Lease = fsm.Lease{Holder: rapid.SampledFrom([]fsm.NodeID{"a", "b", "c"}).Draw(t, "holder"), Instance: rapid.SampledFrom([]string{"ia", "ib"}).Draw(t, "instance"), Epoch: g.Epoch, TTL: time.Second, Revoked: rapid.Bool().Draw(t, "revoked")}
+		g.Lease = fsm.Lease{Holder: rapid.SampledFrom([]fsm.NodeID{"a", "b", "c"}).Draw(t, "holder"), Instance: rapid.SampledFrom([]string{"h-ia", "h-ib", "o-ia"}).Draw(t, "instance"), Epoch: g.Epoch, TTL: time.Second, Revoked: rapid.Bool().Draw(t, "revoked")}
 	} else {
 		g.Lease = fsm.Lease{}
 	}
@@ -129,7 +129,7 @@ func drawState(t *rapid.T) *fsm.State {
 func drawView(t *rapid.T, s *fsm.State, self fsm.NodeID) View {
 	b := func(name string) bool { return rapid.Bool().Draw(t, name) }
 	v := View{
-		Self: self, State: s, Instance: rapid.SampledFrom([]string{"ia", "ib"}).Draw(t, "my instance"),
+		Self: self, State: s, Instance: rapid.SampledFrom([]string{"h-ia", "h-ib", "o-ia"}).Draw(t, "my instance"),
 		LeaseLeft: time.Duration(rapid.IntRange(-1, 2).Draw(t, "left")) * time.Second,
 		Sentinel: Sentinel{
 			Connected: b("connected"), Silent: time.Duration(rapid.IntRange(0, 1).Draw(t, "silent")) * time.Second,
@@ -186,6 +186,9 @@ func TestNodeIsSafe(t *testing.T) {
 			case Release:
 				if f.Running || f.Local.Stray {
 					t.Fatalf("%s gives the lease back while PostgreSQL runs", p.Rule)
+				}
+				if l := s.Groups[0].Lease.Instance; l != v.Instance && (l[0] != 'h' || v.Instance[0] != 'h') {
+					t.Fatalf("%s: sentinel %s gives the lease of %s back", p.Rule, v.Instance, l)
 				}
 			}
 			if f.Primary && v.LeaseLeft <= 0 {

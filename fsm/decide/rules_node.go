@@ -68,9 +68,9 @@ var NodeRules = []NodeRule{
 		},
 	},
 	{
-		"R115", "holder without PostgreSQL", "a lease is given back at once when the sentinel has seen the last process go",
+		"R115", "holder without PostgreSQL", "a lease is given back at once when the last process is known to be gone; one from before a boot ends by itself: a copy of a host cannot know",
 		func(f Facts) bool {
-			return f.HoldsAny && !f.Removed && !f.Running && !f.Local.Stray && f.Sentinel.Connected && !f.sentinelSilent()
+			return f.Ours && !f.Removed && !f.Running && !f.Local.Stray && f.Sentinel.Connected && !f.sentinelSilent()
 		},
 		func(f Facts) (Action, string) {
 			return Release{f.Epoch}, "no process of PostgreSQL is left: " + orElse(f.Sentinel.Exit, "it is not running")
@@ -87,7 +87,7 @@ var NodeRules = []NodeRule{
 	},
 	{
 		"R118", "holder must give way", "a revoked lease, or one of an earlier sentinel, cannot be renewed",
-		func(f Facts) bool { return f.HoldsAny && !f.Mine && !f.Stale && f.Running && f.Job == "" },
+		func(f Facts) bool { return f.Ours && !f.Mine && !f.Stale && f.Running && f.Job == "" },
 		func(f Facts) (Action, string) {
 			return Fence{}, fmt.Sprintf("epoch %s is %s: stopping so that it can be given back", f.Epoch, f.leaseText())
 		},

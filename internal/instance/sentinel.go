@@ -37,6 +37,8 @@ type Sentinel struct {
 	mu     sync.Mutex
 	client *fence.Client
 	last   fence.Status
+	ended  time.Time // when the server did that words are of
+	words  string
 }
 
 // OpenSentinel connects to the sentinel that runs, or starts one.
@@ -156,7 +158,23 @@ func (s *Sentinel) Ping(ctx context.Context) (decide.Sentinel, error) {
 	s.mu.Lock()
 	s.last = st
 	s.mu.Unlock()
-	return translate(st, s.cfg.Watchdog.Mode), nil
+	d := translate(st, s.cfg.Watchdog.Mode)
+	if x := st.LastExit; x != nil && !x.Fenced {
+		if words := s.lastWords(x.At); words != "" {
+			d.Exit += ": " + words
+		}
+	}
+	return d, nil
+}
+
+// lastWords are what the server's log says of its end, looked up once.
+func (s *Sentinel) lastWords(ended time.Time) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended.Equal(ended) {
+		s.ended, s.words = ended, s.pg.LastWords()
+	}
+	return s.words
 }
 
 // again dials once more. Nobody listening means that the sentinel is gone; silence does not.

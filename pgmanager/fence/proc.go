@@ -2,6 +2,9 @@ package fence
 
 import (
 	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -31,6 +34,20 @@ func (p proc) postgres() bool { return p.comm == "postgres" || p.comm == "postma
 // startedAt returns the wall time of the process's start, as the present wall clock counts back.
 func (p proc) startedAt() time.Time {
 	return time.Now().Add(time.Duration(p.start)*tick - Clock().Boot)
+}
+
+// newInstance draws a number for a sentinel. What stands before the dash tells this boot of this host, or of this container, from
+// any other: a copied disk brings neither the kernel's boot id nor the start of process 1 with it.
+func newInstance() string {
+	id := make([]byte, 16)
+	_, _ = rand.Read(id) // cannot fail
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return hex.EncodeToString(id)
+	}
+	first, _ := readProc(1) // hidden where /proc is mounted so; the kernel's number remains
+	sum := sha256.Sum256(fmt.Appendf(boot, "%d", first.start))
+	return hex.EncodeToString(sum[:8]) + "-" + hex.EncodeToString(id)
 }
 
 func procPath(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -2,8 +2,6 @@ package fence
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"os"
@@ -100,10 +98,8 @@ func Run(ctx context.Context, cfg Config) error {
 		log.Warn("no alarm: the deadline is looked at often instead", "error", err)
 	}
 	defer bell.close()
-	id := make([]byte, 16)
-	_, _ = rand.Read(id) // cannot fail
 	s := &sentinel{cfg: cfg, log: log, srv: srv, alarm: bell, childless: true}
-	s.guard.instance = hex.EncodeToString(id)
+	s.guard.instance = newInstance()
 	s.dog = watchdog{log: log, open: cfg.openWatchdog}
 	if s.dog.open == nil {
 		s.dog.open = openKernelWatchdog

@@ -194,6 +194,10 @@ func TestNewInstanceAfterKill(t *testing.T) {
 	if r.c.Instance() == first {
 		t.Error("two sentinels drew the same instance")
 	}
+	boot, _, ok := strings.Cut(first, "-")
+	if !ok || boot == "" || !strings.HasPrefix(r.c.Instance(), boot+"-") {
+		t.Errorf("instances %s and %s do not tell that they are of one boot", first, r.c.Instance())
+	}
 }
 
 func TestSpawn(t *testing.T) {

@@ -28,6 +28,11 @@ type formation interface {
 	// kill sends SIGKILL: to everything of the node, or only to its postmaster or agent. Start brings back what does not come back alone.
 	kill(ctx context.Context, node, only string) error
 	start(ctx context.Context, node string) error
+	// freeze stops a node's agent by SIGSTOP and lets it go on later.
+	freeze(ctx context.Context, node string, hold time.Duration) error
+	// votes says whether a node can lead the manager's log, and lead makes it do so; true and nothing where that log is elsewhere.
+	votes(ctx context.Context, node string) (bool, error)
+	lead(ctx context.Context, node string) error
 	// whole waits until every node has its place again and Citus knows all primaries.
 	whole(ctx context.Context) error
 	// pauseParts are what the logs tell of the pause of a switchover that began since then; none where they tell nothing.

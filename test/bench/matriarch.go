@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,6 +123,37 @@ func (m *matriarch) switchover(ctx context.Context, group int) (switched, error)
 
 func (m *matriarch) kill(_ context.Context, node, only string) error { return m.Kill(node, only) }
 func (m *matriarch) start(_ context.Context, node string) error      { return m.Start(node) }
+
+func (m *matriarch) freeze(ctx context.Context, node string, hold time.Duration) error {
+	all, err := m.Status(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range all {
+		if n.Name == node && n.Pids.Agent != 0 {
+			return freezeAll(ctx, hold, func(p process) bool { return p.pid == n.Pids.Agent })
+		}
+	}
+	return fmt.Errorf("node %s has no agent", node)
+}
+
+func (m *matriarch) votes(ctx context.Context, node string) (bool, error) {
+	f, err := m.formation(ctx)
+	return slices.Contains(f.Raft.Voters, node), err
+}
+
+func (m *matriarch) lead(ctx context.Context, node string) error {
+	if _, err := m.command(ctx, "transfer-leader", node); err != nil {
+		return err
+	}
+	return until(ctx, "wait for the leader", wholeWait, func(ctx context.Context) error {
+		f, err := m.formation(ctx)
+		if err == nil && f.Raft.Leader != node {
+			err = fmt.Errorf("%s leads", f.Raft.Leader)
+		}
+		return err
+	})
+}
 
 func (m *matriarch) whole(ctx context.Context) error {
 	return until(ctx, "wait for the formation", wholeWait, func(ctx context.Context) error {

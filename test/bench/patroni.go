@@ -296,6 +296,15 @@ func (p *patroni) kill(_ context.Context, name, only string) error {
 	return killUntilGone(func(pr process) bool { return agent(pr) || server(pr) })
 }
 
+func (p *patroni) freeze(ctx context.Context, name string, hold time.Duration) error {
+	n := p.node(name)
+	return freezeAll(ctx, hold, func(pr process) bool { return slices.Contains(pr.args, n.config()) })
+}
+
+// etcd is on none of the nodes that are hit.
+func (p *patroni) votes(context.Context, string) (bool, error) { return true, nil }
+func (p *patroni) lead(context.Context, string) error          { return nil }
+
 func (p *patroni) start(_ context.Context, name string) error {
 	n := p.node(name)
 	return p.spawn(n.log(), []string{"PATH=" + p.pgBin + ":" + os.Getenv("PATH")}, "patroni", n.config())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -55,6 +56,25 @@ func sigkill(pid int) error {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
 	return nil
+}
+
+// freezeAll stops processes and lets them go on later.
+func freezeAll(ctx context.Context, hold time.Duration, match func(process) bool) error {
+	all, err := processes(match)
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		return errors.New("no such process runs")
+	}
+	for _, p := range all {
+		if err := syscall.Kill(p.pid, syscall.SIGSTOP); err != nil {
+			return fmt.Errorf("stop process %d: %w", p.pid, err)
+		}
+		defer func() { _ = syscall.Kill(p.pid, syscall.SIGCONT) }()
+	}
+	sleep(ctx, hold)
+	return ctx.Err()
 }
 
 // killUntilGone kills until nothing matches any more.

@@ -29,6 +29,7 @@ type summary struct {
 	PausedMS spread          `json:"paused_ms,omitzero"`
 	Steps    []stepSummary   `json:"steps,omitempty"`
 	Pause    []stepSummary   `json:"pause,omitempty"`
+	WholeMS  spread          `json:"whole_ms,omitzero"`
 	LateMS   spread          `json:"late_ms"`
 	Load1    spread          `json:"load1"`
 	CPU      spread          `json:"cpu_pressure_percent"`
@@ -94,6 +95,9 @@ func (res *results) summarise(scs []scenario) {
 				CPU:    spreadRuns(runs, func(r run) float64 { return r.Load.CPUPressure }),
 			}
 			s.switched(sc, runs)
+			if sc.strikes() {
+				s.WholeMS = spreadRuns(runs, func(r run) float64 { return r.WholeMS })
+			}
 			for i, k := range append(kinds(), sc.kinds...) {
 				if len(runs) == 0 {
 					break
@@ -214,6 +218,9 @@ func (res *results) tableOf(b *strings.Builder, sc scenario) {
 		if s.TookMS.N > 0 {
 			fmt.Fprintf(b, "; the command took %.0f (%.0f to %.0f)", s.TookMS.Median, s.TookMS.Min, s.TookMS.Max)
 		}
+		if s.WholeMS.N > 0 {
+			fmt.Fprintf(b, "; redundant again after %.1f s (%.1f to %.1f)%s", s.WholeMS.Median/1000, s.WholeMS.Min/1000, s.WholeMS.Max/1000, fromStart(sc))
+		}
 		if s.LateMS.Max > 2000 {
 			fmt.Fprintf(b, "; last acknowledged row readable %.1f s after the formation was whole", s.LateMS.Max/1000)
 		}
@@ -225,6 +232,13 @@ func (res *results) tableOf(b *strings.Builder, sc scenario) {
 			fmt.Fprintf(b, "  the pause of Citus, median (max): %s\n", stepsText(s.Pause))
 		}
 	}
+}
+
+func fromStart(sc scenario) string {
+	if sc.kill == everything {
+		return " from the start of the killed node"
+	}
+	return ""
 }
 
 func failedText(n int) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -26,10 +27,15 @@ type scenario struct {
 	kinds []kind
 	dirty int // megabytes to write before it
 	kill  string
+	leads bool          // the node that is hit also leads Raft, where the manager has its log in its nodes
+	hold  time.Duration // stopped by SIGSTOP for so long, and not killed
 	watch time.Duration // at least, after the event
 }
 
 const everything = "node" // what kill names for all of a node's processes
+
+// strikes reports whether the group loses its primary without having been asked.
+func (sc scenario) strikes() bool { return sc.kill == "postmaster" || sc.kill == everything }
 
 func scenarios() []scenario {
 	return []scenario{
@@ -38,9 +44,12 @@ func scenarios() []scenario {
 		{Name: "worker-switchover-busy", Title: "worker switchover under transactions of 20 ms", group: struckWorker, kinds: busyKinds()},
 		{Name: "coordinator-switchover", Title: "coordinator switchover", group: coordinator},
 		{Name: "postmaster-kill", Title: "postmaster of a worker primary killed", group: struckWorker, kill: "postmaster"},
-		{Name: "worker-node-kill", Title: "node of a worker primary killed", group: struckWorker, kill: everything},
 		{Name: "coordinator-node-kill", Title: "node of the coordinator primary killed", group: coordinator, kill: everything},
+		{Name: "worker-node-kill", Title: "node of a worker primary killed", group: struckWorker, kill: everything},
+		{Name: "coordinator-leader-kill", Title: "node of the coordinator primary killed, which led Raft", group: coordinator, kill: everything, leads: true},
+		{Name: "worker-leader-kill", Title: "node of a worker primary killed, which led Raft", group: struckWorker, kill: everything, leads: true},
 		{Name: "agent-kill", Title: "agent of a worker primary killed, started again after 200 ms", group: struckWorker, kill: "agent", watch: 8 * time.Second},
+		{Name: "agent-stop", Title: "agent of a worker primary stopped by SIGSTOP for 2 s", group: struckWorker, kill: "agent", hold: 2 * time.Second, watch: 8 * time.Second},
 	}
 }
 
@@ -75,7 +84,8 @@ type run struct {
 	Load     load           `json:"load"`
 	TookMS   float64        `json:"took_ms,omitempty"` // the command of the operator, from call to return
 	Switched switched       `json:"switched,omitzero"`
-	LateMS   float64        `json:"late_ms"` // until acknowledged rows could all be read, from the formation being whole
+	WholeMS  float64        `json:"whole_ms,omitempty"` // until everything was redundant again: from the event, or from the start of the killed node
+	LateMS   float64        `json:"late_ms"`            // until acknowledged rows could all be read, from the formation being whole
 	Clients  []clientResult `json:"clients,omitempty"`
 	Failed   string         `json:"failed,omitempty"` // why it counts for nothing
 
@@ -92,6 +102,8 @@ type stage struct {
 	citus   string
 	runs    int64
 	lastHit map[int]time.Time
+
+	redundant <-chan time.Duration // of this run
 }
 
 // play carries out one run: load, event, load again, repair, count.
@@ -124,6 +136,11 @@ func (st *stage) play(ctx context.Context, sc scenario, n int) (r run, err error
 	if err := steady(ctx, clients, calmBefore); err != nil {
 		return r, fmt.Errorf("before the event: %w", err)
 	}
+	if sc.leads {
+		if err := st.lead(ctx, r.Victim); err != nil {
+			return r, err
+		}
+	}
 	r.Load, r.At = readLoad(), time.Now()
 	if err := st.strike(ctx, sc, &r); err != nil {
 		return r, err
@@ -150,6 +167,11 @@ func (st *stage) ready(ctx context.Context, sc scenario) error {
 	if hit, ok := st.lastHit[sc.group]; ok && !sleep(ctx, spacing-time.Since(hit)) {
 		return ctx.Err()
 	}
+	if sc.leads {
+		if err := st.placeVoter(ctx, sc.group); err != nil {
+			return err
+		}
+	}
 	if sc.dirty == 0 {
 		return nil
 	}
@@ -158,6 +180,21 @@ func (st *stage) ready(ctx context.Context, sc scenario) error {
 		return err
 	}
 	if err := dirtyPages(ctx, dsn, sc.dirty); err != nil {
+		return err
+	}
+	return st.whole(ctx)
+}
+
+// placeVoter has a node as the group's primary that can lead; not every node has a vote.
+func (st *stage) placeVoter(ctx context.Context, group int) error {
+	p, err := st.primary(ctx, group)
+	if err != nil {
+		return err
+	}
+	if ok, err := st.votes(ctx, p); ok || err != nil {
+		return err
+	}
+	if _, err := st.switchover(ctx, group); err != nil {
 		return err
 	}
 	return st.whole(ctx)
@@ -207,6 +244,9 @@ func (st *stage) strike(ctx context.Context, sc scenario, r *run) (err error) {
 		r.Switched, err = st.switchover(ctx, sc.group)
 		return err
 	case "agent":
+		if sc.hold > 0 {
+			return st.freeze(ctx, r.Victim, sc.hold)
+		}
 		if err := st.kill(ctx, r.Victim, sc.kill); err != nil {
 			return err
 		}
@@ -217,21 +257,45 @@ func (st *stage) strike(ctx context.Context, sc scenario, r *run) (err error) {
 	case everything:
 		return st.kill(ctx, r.Victim, "")
 	}
-	return st.kill(ctx, r.Victim, sc.kill)
+	if err := st.kill(ctx, r.Victim, sc.kill); err != nil {
+		return err
+	}
+	st.redundant = st.watch(ctx, r.At)
+	return nil
+}
+
+// watch tells how long after an instant the formation was whole again; 0: it was not. In the first second nobody may have noticed yet.
+func (st *stage) watch(ctx context.Context, from time.Time) <-chan time.Duration {
+	out := make(chan time.Duration, 1)
+	go func() {
+		sleep(ctx, time.Second)
+		if err := st.whole(ctx); err != nil {
+			out <- 0
+			return
+		}
+		out <- time.Since(from)
+	}()
+	return out
 }
 
 // settle brings a killed node back and counts once the formation is whole.
 func (st *stage) settle(ctx context.Context, sc scenario, r *run, clients []*client, first int64) error {
-	if sc.kill != "" {
+	if sc.strikes() {
 		st.lastHit[sc.group] = r.At
 	}
 	if sc.kill == everything {
+		st.redundant = st.watch(ctx, time.Now())
 		if err := st.start(ctx, r.Victim); err != nil {
 			return err
 		}
 	}
 	if err := st.whole(ctx); err != nil {
 		return err
+	}
+	if sc.strikes() {
+		if r.WholeMS = ms(<-st.redundant); r.WholeMS == 0 {
+			return errors.New("the formation was whole, but its watcher did not see that")
+		}
 	}
 	var err error
 	if sc.kill == "" {

@@ -89,7 +89,16 @@ type numbers struct {
 	lastAck          time.Time
 	gap              time.Duration // the longest without an acknowledgement
 	gapFrom          time.Time
+	gaps             []gap // those that somebody would notice
 }
+
+// gap is a time without an acknowledgement.
+type gap struct {
+	from time.Time
+	took time.Duration
+}
+
+const noticed = 100 * time.Millisecond
 
 func newNumbers() *numbers {
 	return &numbers{attempted: map[int64]bool{}, acked: map[int64]bool{}, lastAck: time.Now()}
@@ -106,8 +115,12 @@ func (n *numbers) ack(v int64) {
 	defer n.mu.Unlock()
 	n.acked[v] = true
 	now := time.Now()
-	if gap := now.Sub(n.lastAck); gap > n.gap {
-		n.gap, n.gapFrom = gap, n.lastAck
+	g := gap{n.lastAck, now.Sub(n.lastAck)}
+	if g.took > n.gap {
+		n.gap, n.gapFrom = g.took, g.from
+	}
+	if g.took > noticed {
+		n.gaps = append(n.gaps, g)
 	}
 	n.lastAck = now
 }

@@ -184,6 +184,9 @@ func play(ctx context.Context, o options) error {
 	}
 	s.judge(v)
 	tr.note("%s", v.summary(o, len(faults)))
+	if s.measured {
+		tr.note("%s", v.figures())
+	}
 	if len(v.violations) == 0 {
 		if v.slowest() > tellGap {
 			return f.saveLogs(o.out)

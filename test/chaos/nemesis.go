@@ -21,6 +21,14 @@ type nemesis struct {
 	off       map[int]int // how many faults keep a host's agent from being started
 	unplugged map[int]int // how many have its cable out
 	plain     map[string]strike
+	struck    []struck
+}
+
+// struck is a fault that was carried out.
+type struck struct {
+	fault
+	at   time.Time
+	host int
 }
 
 // run plays the plan; in the end everything is mended.
@@ -49,6 +57,7 @@ func (n *nemesis) run(ctx context.Context, faults []fault) error {
 func (n *nemesis) play(ctx context.Context, f fault) error {
 	target := n.target(ctx, f)
 	n.trace.note("begin %s: %s for %s, %s", fmt.Sprintf("#%d", f.id), f.kind, f.lasts, host(target))
+	began := time.Now()
 	mend, err := n.strike(ctx, f, target)
 	if errors.Is(err, errBusy) {
 		n.trace.note("end   #%d: %s, %s: left out: %v", f.id, f.kind, host(target), err)
@@ -57,6 +66,9 @@ func (n *nemesis) play(ctx context.Context, f fault) error {
 	if err != nil {
 		return err
 	}
+	n.mu.Lock()
+	n.struck = append(n.struck, struck{f, began, target})
+	n.mu.Unlock()
 	sleep(ctx, f.lasts)
 	if mend != nil {
 		err = mend()

@@ -32,6 +32,7 @@ type load struct {
 type verdict struct {
 	loads      []*load
 	converged  time.Duration
+	struck     []struck
 	violations []string
 }
 
@@ -105,6 +106,7 @@ func (f *formation) run(ctx context.Context, o options, net *network, faults []f
 	if err := n.run(ctx, faults); err != nil {
 		v.bad("nemesis: %v", err)
 	}
+	v.struck = n.struck
 	f.trace.note("everything is mended")
 	took, err := f.converge(ctx, convergeLimit)
 	if v.converged = took; err != nil {

@@ -18,11 +18,25 @@ type scenario struct {
 	faults         []fault
 	gap            time.Duration // writes may not stop for longer; 0: they may, as long as the rest holds
 	stays          bool          // nobody else may become primary
+	measured       bool          // tell what each kind of fault cost
 }
 
 // at makes a fault on a host. Times count from the beginning.
 func at(begin, lasts time.Duration, kind string, node int) fault {
 	return fault{kind: kind, after: begin, lasts: lasts, aim: atNode, node: node, group: groupOf[node]}
+}
+
+// rounds hits whoever is the primary, again and again: the network of one group's, and the agent of the other's while that is whole. The pause
+// is longer than the time in which a group fails over early only once.
+func rounds(n int) (out []fault) {
+	for i := range n {
+		begin := 2*time.Second + time.Duration(i)*35*time.Second
+		cut := fault{kind: "cut node", after: begin, lasts: 8 * time.Second, aim: atPrimary, group: 1}
+		stopped := fault{kind: "stop agent", after: begin + 20*time.Second, lasts: 2 * time.Second, aim: atPrimary, group: 0}
+		long := fault{kind: "stop agent", after: begin + 25*time.Second, lasts: 8 * time.Second, aim: atPrimary, group: 0}
+		out = append(out, cut, stopped, long)
+	}
+	return out
 }
 
 const (
@@ -70,6 +84,10 @@ var scenarios = []scenario{
 		faults: []fault{at(1*time.Second, 700*time.Millisecond, "cut all", h1), at(4*time.Second, 700*time.Millisecond, "cut node", h1), at(7*time.Second, 700*time.Millisecond, "cut node", h4)},
 	},
 	{
+		name: "figures", incident: "not from a list: what it costs when the network of a primary's host is cut, or its agent stopped for 2 and for 8 s, ten times each", early: true, gap: failoverGap, measured: true,
+		faults: rounds(10),
+	},
+	{
 		name: "everything-loses-power", incident: "not from a list: all hosts lose power at once with what they had not synced", early: false,
 		faults: []fault{at(1*time.Second, 2*time.Second, "power cut", h1), at(1*time.Second, 3*time.Second, "power cut", h2), at(1*time.Second, 4*time.Second, "power cut", h3), at(1*time.Second, 3*time.Second, "power cut", h4), at(1*time.Second, 2*time.Second, "power cut", h5)},
 	},
@@ -111,6 +129,43 @@ func (s scenario) judge(v *verdict) {
 			v.bad("%s: %s is primary instead of %s", l, host(acks[len(acks)-1].node), host(acks[0].node))
 		}
 	}
+}
+
+// figures is what each kind of fault cost the group that it hit: the longest time without an acknowledged write that began at it, or while it
+// lasted; the median, the least and the greatest.
+func (v *verdict) figures() string {
+	var b strings.Builder
+	type what struct {
+		kind  string
+		lasts time.Duration
+	}
+	took := map[what][]time.Duration{}
+	var order []what
+	for _, s := range v.struck {
+		w := what{s.kind, s.lasts}
+		if took[w] == nil {
+			order = append(order, w)
+		}
+		var worst time.Duration
+		for _, l := range v.loads {
+			if l.through || l.group != s.group {
+				continue
+			}
+			for _, g := range l.numbers.gaps {
+				if g.from.Add(g.took).After(s.at) && g.from.Before(s.at.Add(s.lasts)) {
+					worst = max(worst, g.took)
+				}
+			}
+		}
+		took[w] = append(took[w], worst)
+	}
+	for _, w := range order {
+		all := took[w]
+		slices.Sort(all)
+		fmt.Fprintf(&b, "%s for %s, %d times: writes stopped for %d ms (%d to %d); under %d ms counts as 0\n", w.kind, w.lasts, len(all), all[len(all)/2].Milliseconds(),
+			all[0].Milliseconds(), all[len(all)-1].Milliseconds(), noticed.Milliseconds())
+	}
+	return b.String()
 }
 
 // staged are faults of scenarios alone.

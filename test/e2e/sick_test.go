@@ -61,6 +61,31 @@ func TestSickPostmaster(t *testing.T) {
 	w := c.Write(0)
 	var old, second *testkit.Node
 
+	c.Run("out of memory", func(t *testing.T) {
+		old = c.WaitPrimary(0)
+		conn, err := old.Connect(t.Context(), "postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pid int
+		if err := conn.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+		limitMemory(t, pid, 64<<20)
+		at := time.Now()
+		if _, err := conn.Exec(t.Context(), "SELECT length(repeat('x', 900000000))"); err == nil {
+			t.Fatal("the kernel let a session have it")
+		}
+		c.WaitPrimary(0, old)
+		w.WaitAck()
+		gap, _ := w.Gap(at)
+		within(t, "the gap after the kernel ended one session", gap, 2*time.Second+slack)
+		if history := fmt.Sprint(c.State().History[0]); !strings.Contains(history, "was terminated by signal 9") {
+			t.Errorf("the history does not say why: %s", history)
+		}
+		c.WaitHealthy()
+	})
+
 	c.Run("handed over", func(t *testing.T) {
 		old = c.WaitPrimary(0)
 		at := old.Freeze(testkit.Postmaster)
@@ -112,6 +137,26 @@ func TestSickPostmaster(t *testing.T) {
 	})
 	w.Check()
 	timelinesAgree(t, c)
+}
+
+// limitMemory moves a process to where it may have so many bytes; the kernel ends it when it takes more.
+func limitMemory(t *testing.T, pid, bytes int) {
+	t.Helper()
+	group, limit := fmt.Sprintf("/sys/fs/cgroup/memory/matriarch-test-%d", pid), "memory.limit_in_bytes"
+	if _, err := os.Stat(filepath.Dir(group)); err != nil {
+		group, limit = fmt.Sprintf("/sys/fs/cgroup/matriarch-test-%d", pid), "memory.max"
+	}
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Skipf("no group of processes can be given a limit here: %v", err)
+	}
+	t.Cleanup(func() { _ = os.Remove(group) })
+	if err := os.WriteFile(filepath.Join(group, limit), fmt.Append(nil, bytes), 0o644); err != nil {
+		t.Skipf("the kernel limits no memory here: %v", err)
+	}
+	_ = os.WriteFile(filepath.Join(group, "memory.swap.max"), []byte("0"), 0o644)
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Append(nil, pid), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // walDisk is a small file system of its own for a node's pg_wal.

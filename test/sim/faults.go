@@ -192,6 +192,7 @@ func (n *nemesis) powerCut(m *machine, wait time.Duration) {
 	w := n.w
 	n.isolate(m, true)
 	w.mu.Lock()
+	m.boots++
 	m.sentinel.dead = true
 	m.sentinel.thaw()
 	if p := m.server.proc; p != nil {

@@ -31,6 +31,7 @@ type machine struct {
 	pgHost   string
 	raw      float64 // rates of the clocks
 	boot     float64
+	boots    int // power cuts so far
 	identity *transport.NodeTLS
 
 	server       *server

@@ -38,7 +38,7 @@ func newSentinel(m *machine) *sentinel {
 		p.kill("left over from an earlier sentinel")
 	}
 	m.w.lastID++
-	s := &sentinel{m: m, instance: fmt.Sprintf("%s-%d", m.name, m.w.lastID), deadlines: map[fsm.Epoch]lease.Stamp{}, renounced: map[fsm.Epoch]bool{}, events: make(chan struct{}, 1)}
+	s := &sentinel{m: m, instance: fmt.Sprintf("%s.%d-%d", m.name, m.boots, m.w.lastID), deadlines: map[fsm.Epoch]lease.Stamp{}, renounced: map[fsm.Epoch]bool{}, events: make(chan struct{}, 1)}
 	m.w.background.Go(s.watch)
 	return s
 }
