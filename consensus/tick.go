@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -17,7 +18,7 @@ const (
 	tickWindow     = 5 * time.Millisecond  // keepalives this close together share an entry
 	enqueueTimeout = time.Second           // for Raft's main goroutine to take an entry
 	lsnEvery       = 5 * time.Second       // how often a report is replicated in which only positions moved
-	expireAgain    = 50 * time.Millisecond // between looks at leases whose Expire is under way
+	expireAgain    = 50 * time.Millisecond // between looks at leases whose Expire is under way, and after one that failed
 )
 
 // Keepalive is what every node sends to the leader on the grid that the answers give it.
@@ -58,8 +59,8 @@ type term struct {
 	// Below: owned by the loop.
 	lessor   *lease.Lessor
 	batch    []beat
-	seq      uint64 // entries appended
-	expiring map[fsm.GroupID]bool
+	seq      uint64                    // entries appended
+	expiring map[fsm.GroupID]time.Time // whose Expire is under way: no time; or failed: when to try again
 	firsts   map[fsm.GroupID]fsm.Epoch // whose first keepalive has come
 	lsnAt    map[fsm.NodeID]time.Time  // when a report with mere positions was last replicated
 
@@ -96,13 +97,14 @@ type settled struct {
 	seq    uint64
 	nudge  bool         // the followers wait for it
 	expire *fsm.GroupID // it was this group's Expire
+	failed bool
 }
 
 func newTerm(n *Node, rf *raft.Raft, number uint64) *term {
 	return &term{
 		n: n, number: number, rf: rf, ready: time.Now(),
 		beats: make(chan beat), proposals: make(chan proposal), settled: make(chan settled), done: make(chan struct{}),
-		lessor: lease.NewLessor(n.cfg.Clock(), n.State()), expiring: map[fsm.GroupID]bool{}, firsts: map[fsm.GroupID]fsm.Epoch{},
+		lessor: lease.NewLessor(n.cfg.Clock(), n.State()), expiring: map[fsm.GroupID]time.Time{}, firsts: map[fsm.GroupID]fsm.Epoch{},
 		lsnAt: map[fsm.NodeID]time.Time{}, heard: map[fsm.NodeID]Heard{},
 	}
 }
@@ -136,7 +138,10 @@ func (t *term) run(ctx context.Context) {
 		case p := <-t.proposals:
 			t.append(ctx, &wg, p.data, settled{nudge: true}, func(o outcome) { p.reply <- o })
 		case s := <-t.settled:
-			if s.expire != nil {
+			switch {
+			case s.expire != nil && s.failed: // Raft refuses everything at once while leadership is being handed over
+				t.expiring[*s.expire] = time.Now().Add(expireAgain)
+			case s.expire != nil:
 				delete(t.expiring, *s.expire)
 			}
 			// Followers learn what is committed from the next message: unless one is about to go, an empty tick is it.
@@ -172,6 +177,7 @@ func (t *term) append(ctx context.Context, wg *sync.WaitGroup, data []byte, s se
 			t.n.cfg.OnTick(time.Since(began))
 		}
 		then(o)
+		s.failed = o.err != nil
 		select {
 		case t.settled <- s:
 		case <-ctx.Done():
@@ -241,11 +247,12 @@ func (t *term) worth(s *fsm.State, b beat) bool {
 func (t *term) expire(ctx context.Context, wg *sync.WaitGroup) time.Duration {
 	now := t.n.cfg.Clock()
 	t.lessor.Applied(now, t.n.State())
+	maps.DeleteFunc(t.expiring, func(_ fsm.GroupID, again time.Time) bool { return !again.IsZero() && time.Until(again) <= 0 })
 	for _, e := range t.lessor.Expired(now) {
-		if t.expiring[e.Group] {
+		if _, waits := t.expiring[e.Group]; waits {
 			continue
 		}
-		t.expiring[e.Group] = true
+		t.expiring[e.Group] = time.Time{}
 		t.n.cfg.Log.Warn("lease expires: its holder was not heard of", "group", e.Group, "epoch", e.Epoch.String())
 		t.append(ctx, wg, encode(e), settled{nudge: true, expire: &e.Group}, func(outcome) {})
 	}

@@ -1,7 +1,10 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -216,6 +219,41 @@ func TestExpireAfterTTL(t *testing.T) {
 		if took := time.Since(last); took < 5*time.Second || took > 5200*time.Millisecond {
 			t.Errorf("expired after %s", took)
 		}
+	})
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(b []byte) (int, error) { f(b); return len(b), nil }
+
+// Raft refuses every entry at once while it hands leadership over. The end of a lease is then proposed again now and then, not as fast as the
+// processor can.
+func TestExpireDuringTransfer(t *testing.T) {
+	bubble(t, func(t *testing.T, h *harness) {
+		var tried atomic.Int32
+		h.log = slog.New(slog.NewTextHandler(writerFunc(func(line []byte) {
+			if bytes.Contains(line, []byte("lease expires")) && tried.Add(1) == 10000 {
+				panic("the leader proposes without end")
+			}
+		}), nil))
+		all := h.cluster(0, 1, 2)
+		l := h.leader()
+		var others []*peer
+		for _, p := range all {
+			if p != l {
+				others = append(others, p)
+			}
+		}
+		h.grant(others[0], 1, "i")
+		time.Sleep(4900 * time.Millisecond)
+		h.fake.Cut(l.addr, others[1].addr)
+		id := others[1].id
+		err := l.term.Load().rf.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id)).Error()
+		if n := tried.Load(); err == nil || n == 0 || n > 40 {
+			t.Errorf("the transfer to a node that cannot be reached ended with %v, and the end of the lease was proposed %d times meanwhile", err, n)
+		}
+		h.fake.Heal(l.addr, others[1].addr)
+		h.eventually(time.Minute, "the lease is free", func() bool { return !h.leader().State().Groups[1].Held() })
 	})
 }
 
