@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/memberlist"
 
 	"matriarch/fsm"
@@ -27,6 +28,41 @@ func FuzzGossipMeta(f *testing.F) {
 			if id == cfg.ID || string(id) != name {
 				t.Fatalf("%q from %s: %v", said, name, n.book.gossip)
 			}
+		}
+	})
+}
+
+// FuzzCalls: what a member asks the leader for is refused in words or understood, and what is understood says itself the same again.
+func FuzzCalls(f *testing.F) {
+	for _, v := range []any{
+		Keepalive{Node: "a", Instance: "i", Group: 1, Epoch: fsm.Epoch{Inc: 1, N: 2}, Report: fsm.Report{State: "running"}},
+		proposeRequest{Data: encode(fsm.Tick{})},
+		proposeRequest{Data: []byte(`{"v":99,"type":"grant","body":{}}`)},
+	} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var p proposeRequest
+		if json.Unmarshal(body, &p) == nil {
+			var env fsm.Envelope
+			if submittable(p.Data, 1) == nil && (json.Unmarshal(p.Data, &env) != nil || env.Type == fsm.Tick{}.Kind()) {
+				t.Fatalf("%q may be proposed", p.Data)
+			}
+		}
+		var k, again Keepalive
+		if json.Unmarshal(body, &k) != nil {
+			return
+		}
+		said, err := json.Marshal(k)
+		if err != nil {
+			return // a time of the year 10000
+		}
+		if err := json.Unmarshal(said, &again); err != nil || !cmp.Equal(k, again) {
+			t.Fatalf("%+v, then %+v: %v", k, again, err)
 		}
 	})
 }

@@ -158,6 +158,31 @@ install_citus() {
   say "Citus: NOT the real extension but the stand-in from test/citus-standin, for tests and the demo only"
 }
 
+# Prometheus' own checker of the alert rules, out of Debian's package: nothing is installed, no service is made.
+fetch_promtool() {
+  local tool=.cache/promtool dir why
+  if command -v promtool >/dev/null || [ -x "$tool" ]; then
+    return
+  fi
+  dir=$(mktemp -d)
+  if why=$(promtool_from_debian "$dir" 2>&1); then
+    mkdir -p .cache
+    mv "$dir/promtool" "$tool"
+    say "promtool $("$tool" --version 2>&1 | sed -n 's/^promtool, version \([^ ]*\).*/\1/p') put into $tool (out of Debian's package prometheus, which is not installed)"
+  else
+    say "promtool: NOT here ($(sed '/^W:/d' <<<"$why" | head -n 1)); the alert rules are checked by Go tests alone"
+  fi
+  rm -rf "$dir"
+}
+
+promtool_from_debian() { # DIRECTORY
+  on_debian || { echo "this is not Debian or Ubuntu"; return 1; }
+  chmod 755 "$1"
+  (cd "$1" && { apt-get download -qq prometheus || { can_be_root && as_root apt-get update -qq && apt-get download -qq prometheus; }; }) || return 1
+  dpkg-deb --fsys-tarfile "$1"/prometheus_*.deb | tar -x -C "$1" --strip-components=3 ./usr/bin/promtool || return 1
+  "$1/promtool" --version
+}
+
 main() {
   check_go
   find_missing
@@ -168,6 +193,7 @@ main() {
   fi
   say "PostgreSQL $("$PG_BIN/postgres" --version | awk '{print $3}') in $PG_BIN"
   install_citus
+  fetch_promtool
 }
 
 main "$@"

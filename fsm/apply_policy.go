@@ -24,8 +24,9 @@ func (e entry) groupSet(c GroupSet) Result {
 		return refuse("group 0 is the coordinator: it cannot be retired")
 	}
 	e.replication(&g, c)
-	if c.Paused != nil {
+	if c.Paused != nil && g.Paused != *c.Paused {
 		g.Paused = *c.Paused
+		e.notePaused(g, c.By)
 	}
 	if c.Early != nil {
 		g.NoEarly = !*c.Early
@@ -36,7 +37,7 @@ func (e entry) groupSet(c GroupSet) Result {
 		if g.Failsafe {
 			text = "failsafe is on: without a majority the primary stays up as long as every member gives its word"
 		}
-		e.note(c.Group, History{Kind: "failsafe", Epoch: g.Epoch, Text: text})
+		e.note(c.Group, History{Kind: "failsafe", Epoch: g.Epoch, Text: text + askedBy(c.By)})
 	}
 	if c.Sick != nil {
 		g.NoSick = !*c.Sick
@@ -47,10 +48,29 @@ func (e entry) groupSet(c GroupSet) Result {
 		if g.Retired {
 			text = "group retired: it leaves the Citus metadata"
 		}
-		e.note(c.Group, History{Kind: "retired", Epoch: g.Epoch, Text: text})
+		e.note(c.Group, History{Kind: "retired", Epoch: g.Epoch, Text: text + askedBy(c.By)})
 	}
 	e.Groups[c.Group] = g
 	return done
+}
+
+// notePaused needs a name: from before there was one, logs note nothing, and must replay to the same state.
+func (e entry) notePaused(g Group, by string) {
+	if by == "" {
+		return
+	}
+	text := "paused: no automatic change of primary"
+	if !g.Paused {
+		text = "no longer paused"
+	}
+	e.note(g.ID, History{Kind: "paused", Epoch: g.Epoch, Text: text + askedBy(by)})
+}
+
+func askedBy(who string) string {
+	if who == "" {
+		return ""
+	}
+	return ", asked for by " + who
 }
 
 // MaxSyncCount bounds synchronous_node_count.
@@ -74,7 +94,7 @@ func (e entry) replication(g *Group, c GroupSet) {
 	if before.Mode == g.Mode && before.Strict == g.Strict && before.Confirmers() == g.Confirmers() && before.SyncLag == g.SyncLag {
 		return
 	}
-	e.note(g.ID, History{Kind: "replication", Epoch: g.Epoch, Text: "replication is " + g.Replication() + "; it was " + before.Replication()})
+	e.note(g.ID, History{Kind: "replication", Epoch: g.Epoch, Text: "replication is " + g.Replication() + "; it was " + before.Replication() + askedBy(c.By)})
 }
 
 // Replication says in words how a group replicates.

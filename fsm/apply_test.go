@@ -302,6 +302,12 @@ func TestApplyEffects(t *testing.T) {
 		},
 		{"replication is noted", seq(members, GroupSet{Group: 0, Mode: On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(9))}), func(s *State) any { return s.History[0][len(s.History[0])-1].Text }, "replication is on, synchronous_node_count 2, strict, maximum_lag_on_syncnode 9; it was quorum, synchronous_node_count 1"},
 		{"and only when it changes", seq(members, GroupSet{Group: 0, Mode: Quorum, SyncCount: new(1)}), func(s *State) any { return len(s.History[0]) }, 0},
+		{"who paused it is noted", seq(members, GroupSet{Group: 0, Paused: new(true), By: "ann@pg1"}, GroupSet{Group: 0, Paused: new(true), By: "bob@pg2"}, GroupSet{Group: 0, Paused: new(false), By: "eve@pg3"}), func(s *State) any {
+			return []string{s.History[0][0].Text, s.History[0][len(s.History[0])-1].Text}
+		}, []string{"paused: no automatic change of primary, asked for by ann@pg1", "no longer paused, asked for by eve@pg3"}},
+		{"twice is once", seq(members, GroupSet{Group: 0, Paused: new(true), By: "ann@pg1"}, GroupSet{Group: 0, Paused: new(true), By: "bob@pg2"}), func(s *State) any { return len(s.History[0]) }, 1},
+		{"logs from before have no name", seq(members, GroupSet{Group: 0, Paused: new(true)}), func(s *State) any { return len(s.History[0]) }, 0},
+		{"who changed replication", seq(members, GroupSet{Group: 0, Mode: Off, By: "ann@pg1"}), func(s *State) any { return s.History[0][0].Text }, "replication is off; it was quorum, synchronous_node_count 1, asked for by ann@pg1"},
 		{"policy", seq(members, GroupSet{Group: 0, Mode: Off, Paused: new(true)}, GroupSet{Group: 0, Paused: new(false)}), func(s *State) any { return []any{g0(s).Mode, g0(s).Paused} }, []any{Off, false}},
 		{"the last node of a retired group", seq(opened1, GroupSet{Group: 1, Retired: new(true)}, NodeRemove{"w"}), func(s *State) any { return []any{s.Removed["w"], s.GroupIDs()} }, []any{"n-w", []GroupID{0}}},
 		{

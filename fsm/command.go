@@ -156,7 +156,8 @@ type GroupSet struct {
 	SyncCount *int    `json:"synchronous_node_count,omitempty"`
 	SyncLag   *int64  `json:"maximum_lag_on_syncnode,omitempty"`
 	Failsafe  *bool   `json:"failsafe,omitempty" since:"2"`
-	Retired   *bool   `json:"retired,omitempty"` // only of a worker group whose shards are elsewhere: who proposes it has looked
+	Retired   *bool   `json:"retired,omitempty"`      // only of a worker group whose shards are elsewhere: who proposes it has looked
+	By        string  `json:"by,omitempty" since:"2"` // who asked for it, for the history
 }
 
 // EligibleSet adds members to those that may be granted the group's lease. Its holder proposes it, once it knows them: from then

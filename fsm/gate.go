@@ -45,8 +45,8 @@ func (n *Newer) Error() string {
 		"upgrade every node, then run `matriarch upgrade finish`", n.Needs, n.Kind, n.Gate)
 }
 
-// Fit returns the command as a formation with this gate may have it in its log. What only informs, the reports and what nodes say of
-// themselves, loses what is newer; anything else that is newer is refused with *Newer. A gate of 0 is that of a formation yet to be.
+// Fit returns the command as a formation with this gate may have it in its log. What only informs, the reports, what nodes say of
+// themselves and who asked for a policy, loses what is newer; anything else that is newer is refused with *Newer. A gate of 0 is that of a formation yet to be.
 func Fit(c Command, gate int) (Command, error) {
 	if gate == 0 || Needs(c) <= gate {
 		return c, nil
@@ -63,6 +63,9 @@ func Fit(c Command, gate int) (Command, error) {
 		c = informs
 	case NodePut:
 		informs.Node = Known(informs.Node, gate)
+		c = informs
+	case GroupSet:
+		informs.By = ""
 		c = informs
 	case GateSet:
 		return c, nil // the state decides

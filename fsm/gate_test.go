@@ -68,6 +68,12 @@ func TestFit(t *testing.T) {
 	if c, err := Fit(sample{B: new(true)}, 2); err != nil || Needs(c) != 2 {
 		t.Errorf("%v, %v", c, err)
 	}
+	if c, err := Fit(GroupSet{Paused: new(true), By: "ann"}, 1); err != nil || c.(GroupSet).By != "" || c.(GroupSet).Paused == nil {
+		t.Errorf("a pause, which the first version knew: %+v, %v", c, err)
+	}
+	if _, err := Fit(GroupSet{Failsafe: new(true), By: "ann"}, 1); err == nil {
+		t.Error("failsafe was let through")
+	}
 	for _, c := range everyCommand() {
 		for gate := 1; gate <= Protocol; gate++ {
 			got, err := Fit(c, gate)

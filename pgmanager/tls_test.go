@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -245,6 +248,56 @@ func TestPostgresRefusesStrangers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("noise and silence", func(t *testing.T) { outlasts(t, p, s, ca) })
+
+	// Open to everybody, a server still lets the replication user in where it streams from only: by a logical slot it could read all.
+	open := members(pgconf.Required)
+	open.Phase, open.Nodes = pgconf.Open, []string{"10.255.255.1"} // others
+	p.apply(open)
+	if err := p.knock(p.cfg.Superuser, nil, nil, ca, true); err != nil {
+		t.Errorf("a client: %v", err)
+	}
+	for _, useTLS := range []bool{true, false} {
+		if err := p.knock(p.cfg.ReplicationUser, nil, nil, ca, useTLS); err == nil || !strings.Contains(err.Error(), "pg_hba.conf rejects") {
+			t.Errorf("the replication user with its password, TLS %v: %v", useTLS, err)
+		}
+	}
+}
+
+// outlasts: bytes that are no packet end their connection only, and those who say nothing keep nobody out.
+func outlasts(t *testing.T, p, s *node, ca *transport.CA) {
+	addr := net.JoinHostPort(p.cfg.Host, strconv.Itoa(p.cfg.Port))
+	dial := func(says string) net.Conn {
+		c, err := net.Dial("tcp", addr)
+		p.must(err)
+		t.Cleanup(func() { _ = c.Close() })
+		_, err = c.Write([]byte(says))
+		p.must(err)
+		return c
+	}
+	for name, says := range map[string]string{
+		"random bytes":        "\x00\xff\x17\x03\x03\x80\x81\xfe" + strings.Repeat("\xa5", 64),
+		"HTTP":                "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"an oversized packet": "\x7f\xff\xff\xff\x00\x03\x00\x00" + strings.Repeat("x", 20_000),
+		"TLS without asking":  "\x16\x03\x01\x00\x05hello",
+	} {
+		c := dial(says)
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, c); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection was held", name)
+		}
+	}
+	for range 10 {
+		dial("")
+		dial("\x00\x00\x00\x40\x00\x03") // half a packet
+	}
+	cert, key := issue(t, ca, transport.PostgresCert{NodeID: string(s.id), Role: p.cfg.Superuser}, time.Now())
+	if err := p.knock(p.cfg.Superuser, cert, key, ca, true); err != nil {
+		t.Errorf("a member among strangers: %v", err)
+	}
+	if cut := value[int](p, "SELECT setting::int FROM pg_settings WHERE name = 'authentication_timeout'"); cut < 1 || cut > 60 {
+		t.Errorf("strangers who say nothing are cut after %d s", cut)
+	}
 }
 
 // knock tries a session with a certificate, and always with the right password.
@@ -253,6 +306,9 @@ func (n *node) knock(user string, cert, key []byte, trust *transport.CA, useTLS 
 	cfg, err := pgx.ParseConfig("sslmode=disable dbname=postgres")
 	n.must(err)
 	cfg.Host, cfg.Port, cfg.User, cfg.Password = n.cfg.Host, uint16(n.cfg.Port), user, n.cfg.SuperuserPassword
+	if user == n.cfg.ReplicationUser {
+		cfg.Password = n.cfg.ReplicationPassword
+	}
 	if useTLS {
 		block, _ := pem.Decode(trust.CertPEM())
 		ca, err := x509.ParseCertificate(block.Bytes)

@@ -239,3 +239,24 @@ func forge(t *testing.T, csr []byte) []byte {
 	b.Bytes[len(b.Bytes)-1] ^= 1
 	return pem.EncodeToMemory(b)
 }
+
+func TestNodeOf(t *testing.T) {
+	ca := newCA(t, clusterA)
+	postgres, _, err := ca.IssuePostgres(PostgresCert{NodeID: nodeC, Role: "r"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := parseCerts(postgres)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := NodeOf(all[0]); got != nodeC {
+		t.Errorf("PostgreSQL's: %q", got)
+	}
+	if got := NodeOf(identity(t, ca, nodeC, 1).cur.Load().leaf.Leaf); got != nodeC {
+		t.Errorf("the node's: %q", got)
+	}
+	if got := NodeOf(ca.cert); got != "" {
+		t.Errorf("the CA's: %q", got)
+	}
+}

@@ -21,6 +21,7 @@ func FuzzRPCBody(f *testing.F) {
 	f.Add("any", []byte(`{"n":{"a":[1]},"t":"2026-01-01T00:00:00Z"}`))
 	f.Add("any", []byte(`{"n":{"a":[1e400]}}`))
 	f.Add("../any", []byte(`[[[[`))
+	f.Add("join", []byte(`{"token_id":"t","secret":"s","node_id":"n","csr":"AAAA","group":1,"addresses":{"peer":"h:1"},"protocol":1,"now":"2026-01-01T00:00:00Z"}`))
 	log := slog.New(slog.DiscardHandler)
 	f.Fuzz(func(t *testing.T, name string, body []byte) {
 		e := &endpoint{name: "any", log: log, limit: MaxRequest}
@@ -34,6 +35,9 @@ func FuzzRPCBody(f *testing.F) {
 		NewRPCServer(log).names.ServeHTTP(httptest.NewRecorder(), r)
 		r.Body = http.NoBody
 		e.ServeHTTP(w, r)
+		if _, err := decodeRequest[JoinRequest](body); err != nil && wireError(err).Code != CodeBadRequest {
+			t.Fatalf("a join is refused by %v", err)
+		}
 		if w.Code != http.StatusOK && w.Code != http.StatusBadRequest && w.Code != http.StatusRequestEntityTooLarge {
 			t.Fatalf("%d: %s", w.Code, w.Body)
 		}

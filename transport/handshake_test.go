@@ -210,6 +210,20 @@ func TestHandshakeRawClients(t *testing.T) {
 	}
 }
 
+// TestDialRefusesAnExpiredServer: the dialer looks at the time by itself, as it looks at no host name.
+func TestDialRefusesAnExpiredServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, ca := NewFakeNet(), newCA(t, clusterA)
+		old := hostile(t, Peer{clusterA, nodeS}, ca, []*CA{ca}, nodeS, time.Now().Add(-NodeLifetime-time.Minute), 1)
+		m := listen(t, n.Host("n1"), addrS, ServerConfig{Identity: old})
+		go echo(m.Listener(KindRaft))
+		d := &Dialer{Network: n.Host("n2"), Identity: identity(t, ca, nodeC, 1)}
+		if _, err := d.Dial(t.Context(), KindRaft, addrS, ""); !errors.Is(err, ErrUntrusted) || !strings.Contains(err.Error(), "expired") {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
 // A server that only sends TLS alerts (an older version, another program) still gives an error that names the likely cause.
 func TestDialExplainsAlerts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -17,6 +17,7 @@ var (
 	ErrOtherIncarnation = errors.New("peer belongs to another incarnation of this cluster")
 	ErrOtherNode        = errors.New("another node answers at this address")
 	ErrUntrusted        = errors.New("certificate is not valid under this cluster's CA")
+	ErrOtherCA          = errors.New("another CA has signed it")
 	ErrRefused          = errors.New("peer refused the connection")
 )
 
@@ -119,6 +120,9 @@ func verifyChain(certs []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 		return nil, fmt.Errorf("%w: none was shown", ErrUntrusted)
 	}
 	_, err := certs[0].Verify(x509.VerifyOptions{Roots: roots, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{usage}})
+	if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+		return nil, fmt.Errorf("%w: %w: %w: check the address; if the CA was replaced while one of the two nodes was away, that one joins again (docs/operations.md, certificates)", ErrUntrusted, ErrOtherCA, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w: check the address and both hosts' clocks", ErrUntrusted, err)
 	}
@@ -139,4 +143,19 @@ func peerOfCert(c *x509.Certificate) (Peer, error) {
 		return Peer{}, fmt.Errorf("certificate does not belong to a node: URI %s", c.URIs[0])
 	}
 	return Peer{ClusterID: c.URIs[0].Host, NodeID: id}, nil
+}
+
+// NodeOf tells which node a certificate of a cluster was issued to, be it the node's own or one for its PostgreSQL; empty: none.
+func NodeOf(c *x509.Certificate) (nodeID string) {
+	for _, u := range c.URIs {
+		if u.Scheme != "matriarch" {
+			continue
+		}
+		for _, kind := range []string{"/node/", "/postgres/"} {
+			if id, ok := strings.CutPrefix(u.Path, kind); ok {
+				return id
+			}
+		}
+	}
+	return ""
 }

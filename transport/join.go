@@ -76,6 +76,15 @@ type JoinResponse struct {
 	Peers       []PeerAddr        `json:"peers"`
 	ServerTime  time.Time         `json:"server_time"`
 	Settings    json.RawMessage   `json:"settings,omitempty"`
+	Rotation    *Rotation         `json:"rotation,omitempty"` // while the CA is being replaced
+}
+
+// Rotation is what else is trusted while a CA is being replaced: the one that will take over, and the one that was replaced.
+type Rotation struct {
+	NextCA    []byte `json:"next_ca,omitempty"`
+	NextCAKey []byte `json:"next_ca_key,omitempty"`
+	OldCA     []byte `json:"old_ca,omitempty"`
+	OldCAKey  []byte `json:"old_ca_key,omitempty"`
 }
 
 // String leaves out all secrets.
@@ -229,5 +238,5 @@ func (t Token) verify(cs tls.ConnectionState) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: the token names CA %s, the server shows %s: wrong address, or a token of another cluster", ErrFingerprint, t.CAFingerprint, shown)
+	return fmt.Errorf("%w: the token names CA %s, the server shows %s: wrong address, a token of another cluster or from before 'matriarch ca rotate', which has to be finished", ErrFingerprint, t.CAFingerprint, shown)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -268,6 +269,44 @@ func TestJoinConnectionsAreBounded(t *testing.T) {
 		}
 		for _, c := range append(open, c) {
 			c.Close()
+		}
+	})
+}
+
+// TestJoinStrangersAreCut: whoever may open a join connection and then says nothing, half a request or rubbish holds it for a bounded time, and
+// nobody is asked to admit anything.
+func TestJoinStrangersAreCut(t *testing.T) {
+	admit := func(context.Context, JoinRequest) (JoinResponse, error) {
+		t.Error("a stranger's bytes were taken for a request")
+		return JoinResponse{}, nil
+	}
+	inJoinBed(t, map[string]admitFunc{"n1:7400": admit}, func(t *testing.T, b *joinBed) {
+		for name, c := range map[string]struct {
+			says, answer string
+			within       time.Duration
+		}{
+			"nothing":         {"", "", headerTimeout},
+			"half a header":   {"POST /join HTTP/1.1\r\nHost:", "", headerTimeout},
+			"half a body":     {"POST /join HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", "HTTP/1.1 400", bodyTimeout},
+			"random bytes":    {"\x00\xff\x16\x03\r\n\r\n", "HTTP/1.1 400", 0},
+			"a long header":   {"POST /join HTTP/1.1\r\nX: " + strings.Repeat("x", 64<<10), "HTTP/1.1 431", headerTimeout},
+			"no object":       {"POST /join HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n[]", "HTTP/1.1 400", headerTimeout},
+			"another version": {"POST /join HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n{\"protocol\":9}", "HTTP/1.1 409", headerTimeout},
+		} {
+			conn, err := dialJoin(t.Context(), b.net.Host("stranger"), "n1:7400", b.token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			_, _ = conn.Write([]byte(c.says))
+			answer, _ := io.ReadAll(conn)
+			if took := time.Since(began); took > c.within+time.Second {
+				t.Errorf("%s: held for %s", name, took)
+			}
+			if !strings.HasPrefix(string(answer), c.answer) || c.answer == "" && len(answer) > 0 {
+				t.Errorf("%s: answered by %.60q, want %q", name, answer, c.answer)
+			}
+			conn.Close()
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"matriarch/fsm"
+	"matriarch/internal/identity"
 	"matriarch/transport"
 )
 
@@ -131,7 +132,14 @@ func major(v string) string {
 // welcome signs the certificate and hands over what every node has.
 func (n *node) welcome(r transport.JoinRequest) (transport.JoinResponse, error) {
 	var out transport.JoinResponse
-	ca, err := n.dir.CA()
+	var ca *transport.CA
+	var rot identity.Rotation
+	err := n.certs.Hold(func() (err error) {
+		if ca, err = n.dir.CA(); err == nil {
+			rot, err = n.dir.Rotation()
+		}
+		return err
+	})
 	if err != nil {
 		return out, err
 	}
@@ -154,6 +162,9 @@ func (n *node) welcome(r transport.JoinRequest) (transport.JoinResponse, error) 
 	s := n.consensus.State()
 	out = transport.JoinResponse{
 		ClusterID: n.id.ClusterID, Incarnation: s.Cluster.Incarnation, CertPEM: cert, CAPEM: ca.CertPEM(), CAKeyPEM: key, Secrets: secrets, Settings: settings, ServerTime: time.Now(),
+	}
+	if rot.NextCert != nil || rot.OldCert != nil {
+		out.Rotation = &transport.Rotation{NextCA: rot.NextCert, NextCAKey: rot.NextKey, OldCA: rot.OldCert, OldCAKey: rot.OldKey}
 	}
 	for _, p := range peersOf(s) {
 		out.Peers = append(out.Peers, transport.PeerAddr{NodeID: string(p.ID), Name: p.Name, Addr: p.Addr})

@@ -13,7 +13,6 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/admin"
 	"matriarch/internal/identity"
-	"matriarch/transport"
 )
 
 func (p *program) certificatesVerb() *cli.Command {
@@ -42,8 +41,12 @@ func (p *program) caVerb() *cli.Command {
 		Subcommands: []*cli.Command{{
 			Name: "rotate", Usage: "replace the CA while everything runs",
 			Description: "In three steps, each finished on all nodes before the next: trust the new CA too, have it sign everything, trust no other. Run it again when it was\n" +
-				"interrupted. Join tokens made before are worthless afterwards.\nExample:\n   matriarch ca rotate",
-			Flags:  []cli.Flag{&cli.BoolFlag{Name: "force", Usage: "go on although a node is away: it has to join again"}, yesFlag()},
+				"interrupted, on any node: it goes on from where it was. Join tokens made before are worthless afterwards.\nExample:\n   matriarch ca rotate",
+			Flags: []cli.Flag{
+				&cli.BoolFlag{Name: "force", Usage: "go on although a node is away: it has to join again"},
+				&cli.BoolFlag{Name: "abandon", Usage: "forget a replacement that was begun, as long as no node shows certificates of the new CA; nobody else may be at it"},
+				yesFlag(),
+			},
 			Action: p.caRotate,
 		}},
 	}
@@ -130,7 +133,18 @@ func (p *program) certificates(c *cli.Context, do string) error {
 	if some {
 		return fmt.Errorf("%s: not all nodes answered: %w", c.Command.Name, gone)
 	}
-	return nil
+	return refusedFiles(c, s, answers)
+}
+
+// refusedFiles tells of files that the operator brought and that are not in use.
+func refusedFiles(c *cli.Context, s *fsm.State, answers map[fsm.NodeID]admin.KeysAnswer) error {
+	var errs []error
+	for _, id := range s.NodeIDs() {
+		if why := answers[id].Report.Refused; why != "" {
+			errs = append(errs, fmt.Errorf("%s: %s: %s", c.Command.Name, s.Name(id), why))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // short is enough of a fingerprint to tell CAs apart.
@@ -139,91 +153,6 @@ func short(fingerprint string) string {
 		return "unknown"
 	}
 	return strings.TrimPrefix(fingerprint, "sha256:")[:12]
-}
-
-func (p *program) caRotate(c *cli.Context) error {
-	if _, err := arguments(c); err != nil {
-		return err
-	}
-	cl, err := p.connect(c)
-	if err != nil {
-		return err
-	}
-	defer func() { cl.Close() }()
-	answers, s, err := p.present(c, cl)
-	if err != nil {
-		return err
-	}
-	if err := p.confirm(c, "yes", fmt.Sprintf("The CA of cluster %s is replaced on %d nodes; join tokens made so far become worthless.", s.Cluster.ID, len(answers))); err != nil {
-		return err
-	}
-	ca, cert, key, err := nextCA(c, cl, s, answers)
-	if err != nil {
-		return err
-	}
-	for _, step := range []struct {
-		text string
-		r    admin.KeysRequest
-	}{
-		{"trusts the new CA too", admin.KeysRequest{Do: admin.KeysTrust, Cert: cert, Key: key}},
-		{"shows certificates of the new CA", admin.KeysRequest{Do: admin.KeysSign, CA: ca}},
-		{"trusts the new CA only", admin.KeysRequest{Do: admin.KeysDrop, CA: ca}},
-	} {
-		answers, _, err := everyNode(c, cl, step.r)
-		if _, some := errors.AsType[away](err); err != nil && (!some || !c.Bool("force")) {
-			return fmt.Errorf("ca rotate stopped before the next step, nothing is broken: %w: run it again when all nodes answer, or with --force, after which those have to join again", err)
-		}
-		for _, a := range answers {
-			fmt.Fprintf(c.App.ErrWriter, "%s %s\n", a.Report.Node, step.text)
-		}
-		// This host's certificates changed with the node's: connections made from now on need the new ones.
-		cl.Close()
-		if cl, err = p.connect(c); err != nil {
-			return err
-		}
-	}
-	return done(c, "the CA is %s", ca)
-}
-
-// present is what all nodes show; with --force those that answer will do.
-func (p *program) present(c *cli.Context, cl cluster) (map[fsm.NodeID]admin.KeysAnswer, *fsm.State, error) {
-	answers, s, err := everyNode(c, cl, admin.KeysRequest{Do: admin.KeysShow})
-	if _, some := errors.AsType[away](err); err != nil && (!some || !c.Bool("force")) {
-		return nil, nil, fmt.Errorf("ca rotate refused: every node has to take part: %w: bring it back or remove it, or use --force, after which it has to join again", err)
-	}
-	return answers, s, nil
-}
-
-// nextCA is the CA to go to: the one of a rotation under way, or a new one.
-func nextCA(c *cli.Context, cl cluster, s *fsm.State, answers map[fsm.NodeID]admin.KeysAnswer) (fingerprint string, cert, key []byte, err error) {
-	signing := map[string]bool{}
-	for _, id := range s.NodeIDs() {
-		a, ok := answers[id]
-		if !ok {
-			continue
-		}
-		signing[a.Report.Signing] = true
-		target := a.Report.Next
-		if a.Report.Old != "" {
-			target = a.Report.Signing // this node is a step further
-		}
-		if target == "" {
-			continue
-		}
-		h, err := cl.Keys(c.Context, s.Nodes[id], admin.KeysRequest{Do: admin.KeysHand, CA: target})
-		return target, h.Cert, h.Key, err
-	}
-	if len(signing) > 1 {
-		return "", nil, nil, errors.New("ca rotate refused: nodes disagree about the CA and no rotation is under way: see 'matriarch certificates show'; those that were away have to join again")
-	}
-	ca, err := transport.NewCA(cl.Self().ClusterID, time.Now())
-	if err != nil {
-		return "", nil, nil, fmt.Errorf("ca rotate: %w", err)
-	}
-	if key, err = ca.KeyPEM(); err != nil {
-		return "", nil, nil, fmt.Errorf("ca rotate: %w", err)
-	}
-	return ca.Fingerprint(), ca.CertPEM(), key, nil
 }
 
 func (p *program) passwordRotate(c *cli.Context) error {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"time"
 
 	"matriarch/fsm"
 	"matriarch/internal/certificates"
@@ -15,7 +16,7 @@ import (
 // certificates makes the keeper of this node's certificates, and what must be there before PostgreSQL starts.
 func (n *node) certificates(ctx context.Context, pg pgmanager.Config) error {
 	cfg := certificates.Config{
-		Dir: n.dir, Self: n.id, TLS: n.tls, IPs: addresses(n.cfg.Advertise, n.cfg.PostgreSQL.Advertise), Hosts: serverNames(n.cfg),
+		Dir: n.dir, Self: n.id, TLS: n.tls, IPs: addresses(n.cfg.Advertise, n.cfg.PostgreSQL.Advertise), Host: pg.Host, Hosts: serverNames(n.cfg),
 		Super: pg.Superuser, Repl: pg.ReplicationUser, Life: n.cfg.Certificates.Lifetime, Removed: n.removed, Log: n.log,
 		Own: certificates.Own{CertFile: n.cfg.Certificates.CertFile, KeyFile: n.cfg.Certificates.KeyFile, CAFile: n.cfg.Certificates.CAFile},
 	}
@@ -25,6 +26,9 @@ func (n *node) certificates(ctx context.Context, pg pgmanager.Config) error {
 		n.log.Warn("the server keeps the certificates that postgresql.parameters names: this server is no part of postgresql_tls until they are removed there")
 	}
 	n.certs = certificates.New(cfg)
+	for _, use := range certificates.Uses(pg.TLS) {
+		n.metrics.Certificate(use, func() time.Time { return n.certs.Expires(use) })
+	}
 	return n.certs.Ensure(ctx)
 }
 

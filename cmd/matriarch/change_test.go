@@ -237,7 +237,7 @@ func TestConfigSetGroup(t *testing.T) {
 	if got := invoke(t, f, "", "config", "set", "--group", "1", "mode=on", "strict=true", "synchronous_node_count=2", "maximum_lag_on_syncnode=16MB", "early_failover=false"); got.code != 0 {
 		t.Fatal(got)
 	}
-	want := &fsm.GroupSet{Group: 1, Mode: fsm.On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(16 << 20)), Early: new(false)}
+	want := &fsm.GroupSet{Group: 1, Mode: fsm.On, Strict: new(true), SyncCount: new(2), SyncLag: new(int64(16 << 20)), Early: new(false), By: operator()}
 	if diff := cmp.Diff(want, f.got[0].GroupSet); diff != "" {
 		t.Error(diff)
 	}

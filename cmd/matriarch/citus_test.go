@@ -235,7 +235,7 @@ func TestAddGroup(t *testing.T) {
 	if got.code != 0 || looks != 2 || !strings.Contains(got.out, "group 1 is registered again") {
 		t.Errorf("%+v after %d looks", got, looks)
 	}
-	if diff := cmp.Diff(&fsm.GroupSet{Group: 1, Retired: new(bool)}, f.got[0].GroupSet); diff != "" {
+	if diff := cmp.Diff(&fsm.GroupSet{Group: 1, Retired: new(bool), By: operator()}, f.got[0].GroupSet); diff != "" {
 		t.Error(diff)
 	}
 	if got := invoke(t, f, "", "citus", "add-group", "9"); got.code != 1 || !strings.Contains(got.err, "matriarch join --group 9") {

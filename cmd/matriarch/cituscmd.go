@@ -191,7 +191,7 @@ func (p *program) citusAddGroup(c *cli.Context, cl cluster, id fsm.GroupID) erro
 		return fmt.Errorf("add-group: group %d is not retired: it is registered by itself, see 'matriarch citus status'", id)
 	}
 	back := false
-	if err := submit(c, cl, admin.Request{GroupSet: &fsm.GroupSet{Group: id, Retired: &back}}); err != nil {
+	if err := submit(c, cl, admin.Request{GroupSet: &fsm.GroupSet{Group: id, Retired: &back, By: operator()}}); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(c.Context, c.Duration("wait"))

@@ -156,7 +156,7 @@ func (p *program) configSet(c *cli.Context) error {
 
 // groupSet changes the policy of one group.
 func (p *program) groupSet(c *cli.Context) error {
-	set := fsm.GroupSet{Group: fsm.GroupID(c.Int("group"))}
+	set := fsm.GroupSet{Group: fsm.GroupID(c.Int("group")), By: operator()}
 	for _, a := range c.Args().Slice() {
 		if err := policy(&set, a); err != nil {
 			return usagef(c, "%v", err)

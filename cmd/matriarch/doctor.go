@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -12,7 +13,9 @@ import (
 	"matriarch/fsm"
 	"matriarch/internal/config"
 	"matriarch/internal/doctor"
+	"matriarch/internal/identity"
 	"matriarch/pgmanager"
+	"matriarch/transport"
 )
 
 func (p *program) doctorVerb() *cli.Command {
@@ -96,24 +99,45 @@ func (p *program) askCluster(ctx context.Context, q *doctor.Request) {
 	if own, err := cl.StatusOf(ctx, fsm.Node{ID: self.NodeID, Name: self.Name, Peer: q.Config.Advertise}); err == nil && own.Self != nil {
 		q.AgentPID = own.Self.Processes.Agent
 	}
-	st, err := cl.Status(ctx)
-	if err != nil {
-		return
-	}
-	for _, id := range st.State.NodeIDs() {
-		n := st.State.Nodes[id]
-		if id == self.NodeID {
-			continue
+	for _, n := range othersOf(ctx, cl, q.Config.StateDir) {
+		q.Reach = append(q.Reach, doctor.Reach{Node: n.Name, What: "the peer port", Addr: n.Peer})
+		if n.Postgres != "" {
+			q.Reach = append(q.Reach, doctor.Reach{Node: n.Name, What: "PostgreSQL", Addr: n.Postgres})
 		}
-		q.Reach = append(q.Reach, doctor.Reach{Node: n.Name, What: "the peer port", Addr: n.Peer}, doctor.Reach{Node: n.Name, What: "PostgreSQL", Addr: n.Postgres})
 		asked := p.now()
 		other, err := cl.StatusOf(ctx, n)
+		if errors.Is(err, transport.ErrOtherCA) {
+			q.Strangers = append(q.Strangers, n.Name)
+		}
 		if err != nil {
 			continue
 		}
 		took := p.now().Sub(asked)
 		q.PeerClocks = append(q.PeerClocks, doctor.PeerClock{Name: n.Name, Offset: other.At.Sub(asked.Add(took / 2)), Within: took/2 + time.Millisecond})
 	}
+}
+
+// othersOf are the other nodes, by the state or, where this node has none yet, as they were last known.
+func othersOf(ctx context.Context, cl cluster, stateDir string) (out []fsm.Node) {
+	self := cl.Self().NodeID
+	if st, err := cl.Status(ctx); err == nil && len(st.State.Nodes) > 0 {
+		for _, id := range st.State.NodeIDs() {
+			if id != self {
+				out = append(out, st.State.Nodes[id])
+			}
+		}
+		return out
+	}
+	peers, err := identity.Dir(stateDir).Peers()
+	if err != nil {
+		return nil
+	}
+	for _, p := range peers {
+		if p.ID != self {
+			out = append(out, fsm.Node{ID: p.ID, Name: p.Name, Peer: p.Addr})
+		}
+	}
+	return out
 }
 
 func renderFindings(w io.Writer, found []doctor.Finding) {

@@ -254,6 +254,13 @@ func enter(dir identity.Dir, cfg config.Config, d draft, res transport.JoinRespo
 	if err := dir.SaveMaterial(identity.Material{Cert: res.CertPEM, Key: d.Key, CA: res.CAPEM, CAKey: res.CAKeyPEM}); err != nil {
 		return err
 	}
+	var rot identity.Rotation
+	if r := res.Rotation; r != nil {
+		rot = identity.Rotation{NextCert: r.NextCA, NextKey: r.NextCAKey, OldCert: r.OldCA, OldKey: r.OldCAKey}
+	}
+	if err := dir.SaveRotation(rot); err != nil {
+		return err
+	}
 	if err := dir.SaveSecrets(res.Secrets); err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ func (s source) Keys(ctx context.Context, r admin.KeysRequest) (a admin.KeysAnsw
 		err = n.certs.Sign(ctx, r.CA)
 	case admin.KeysDrop:
 		err = n.certs.Drop(ctx, r.CA)
+	case admin.KeysForget:
+		err = n.certs.Forget(ctx, r.CA)
 	case admin.KeysHand:
 		if r.CA == "" {
 			a.Secrets = map[string]string{}

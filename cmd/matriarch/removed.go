@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 
 	"matriarch/fsm"
@@ -23,6 +24,13 @@ func (n *node) tellRemoved(_ context.Context, from transport.Peer, _ struct{}) (
 
 // askEvery is how often a node without the cluster's state asks whether it was removed.
 const askEvery = 2 * time.Second
+
+// revoked reports whether a certificate belongs to a node that was taken out for good. Where api.client_ca_file is the cluster's own CA,
+// nothing else would keep it from being a credential.
+func (n *node) revoked(c *x509.Certificate) bool {
+	_, gone := n.consensus.State().Removed[fsm.NodeID(transport.NodeOf(c))]
+	return gone
+}
 
 // learnRemoval asks the nodes known from before, until this one has the state: a node removed while it was away gets none.
 func (n *node) learnRemoval(ctx context.Context) error {

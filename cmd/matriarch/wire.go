@@ -128,9 +128,10 @@ func (n *node) openAPI() (err error) {
 	if err != nil {
 		return err
 	}
+	access.Revoked = n.revoked
 	cfg := api.Config{Source: source{n}, Metrics: n.metrics, Log: n.log, Access: access, Writer: source{n}}
 	if n.cfg.API.TLS == "on" {
-		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server)
+		cfg.TLS = apiTLS(n.cfg.API, n.pg.TLSPaths().Server, n.log)
 	}
 	n.api = api.New(cfg)
 	return nil
@@ -143,7 +144,6 @@ func (n *node) network() error {
 		return err
 	}
 	n.tls = tls
-	n.metrics.Certificate(tls.Expires)
 	netw := transport.TCP{Source: sourceIP(n.cfg.Listen)}
 	n.mux, err = transport.Listen(netw, n.cfg.Listen, transport.ServerConfig{Identity: tls, Log: n.log, Allow: n.allow})
 	if err != nil {

@@ -1,11 +1,17 @@
 package packages
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -179,6 +185,42 @@ func TestScriptsTouchNothing(t *testing.T) {
 					t.Errorf("%s: %s", name, line)
 				}
 			}
+		}
+	}
+}
+
+// TestNoSecretIsShipped: no private key, no join token and no example of either is in a package.
+func TestNoSecretIsShipped(t *testing.T) {
+	secret := regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[\r\n]+[A-Za-z0-9+/=]{40,}|mt1\.[A-Za-z0-9_-]{120,}`)
+	for _, pattern := range []string{"matriarch_*_amd64.deb", "matriarch_*_arm64.deb"} {
+		data, err := exec.Command("dpkg-deb", "--fsys-tarfile", built(t, pattern)).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := 0
+		for tr := tar.NewReader(bytes.NewReader(data)); ; files++ {
+			h, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			var content []byte
+			if err == nil {
+				content, err = io.ReadAll(tr)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(h.Name, ".gz") {
+				if z, err := gzip.NewReader(bytes.NewReader(content)); err == nil {
+					content, _ = io.ReadAll(z)
+				}
+			}
+			if found := secret.Find(content); found != nil {
+				t.Errorf("%s: %s holds what looks like a secret: %.40q", pattern, h.Name, found)
+			}
+		}
+		if files < 20 {
+			t.Errorf("%s: only %d files were looked at", pattern, files)
 		}
 	}
 }

@@ -16,6 +16,7 @@ const (
 	KeysTrust  = "trust"  // Cert and Key: trust this CA too
 	KeysSign   = "sign"   // CA: it signs from now on
 	KeysDrop   = "drop"   // CA: trust no other
+	KeysForget = "forget" // CA: trust it no more; it must not sign yet
 	KeysHand   = "hand"   // give certificate and key of CA, or without one the staged passwords
 	KeysStage  = "stage"  // Secrets: know these passwords too
 	KeysSet    = "set"    // a primary gives its roles the staged passwords

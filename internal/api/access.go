@@ -3,6 +3,7 @@ package api
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/x509"
 	"math"
 	"net"
 	"net/http"
@@ -21,6 +22,8 @@ type Access struct {
 	Rate        int            // requests a second from one address; 0: no limit
 	// Credentials reads those that count now, so that a changed file needs no restart. Called for each request that needs one.
 	Credentials func() (Credentials, error)
+	// Revoked reports whether a client's certificate, though valid, counts no more. nil: all valid ones count.
+	Revoked func(*x509.Certificate) bool
 }
 
 // Credentials are what a client may show instead of a certificate. Empty ones let nobody in.
@@ -30,11 +33,13 @@ type Credentials struct {
 	Password string //nolint:gosec // a field, not a secret
 }
 
-// admits reports whether a request carries one of the credentials. A client certificate was verified in the handshake.
+// certified reports whether a request came with a client certificate that counts. It was verified in the handshake.
+func (a Access) certified(r *http.Request) bool {
+	return r.TLS != nil && len(r.TLS.VerifiedChains) > 0 && (a.Revoked == nil || !a.Revoked(r.TLS.VerifiedChains[0][0]))
+}
+
+// admits reports whether a request carries one of the credentials.
 func (c Credentials) admits(r *http.Request) bool {
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-		return true
-	}
 	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
 		return c.Token != "" && same(token, c.Token)
 	}
@@ -109,7 +114,7 @@ func (g *gate) authorised(w http.ResponseWriter, r *http.Request) bool {
 			return false
 		}
 	}
-	if c.admits(r) {
+	if g.access.certified(r) || c.admits(r) {
 		return true
 	}
 	if r.Header.Get("Authorization") != "" {

@@ -26,6 +26,7 @@ const goodToken = "a-token-of-twenty-characters"
 // writer remembers what it was asked for.
 type writer struct {
 	commands []fsm.Command
+	acts     int // restarts and clones
 	refuse   string
 }
 
@@ -33,10 +34,19 @@ func (w *writer) Submit(_ context.Context, c fsm.Command) (fsm.Result, error) {
 	w.commands = append(w.commands, c)
 	return fsm.Result{OK: w.refuse == "", Reason: w.refuse}, nil
 }
-func (w *writer) RestartStandby(context.Context) error     { return errors.New("it is a primary") }
-func (w *writer) Reinit(context.Context, fsm.NodeID) error { return nil }
-func credentials() (Credentials, error)                    { return Credentials{goodToken, "admin", "s3cret"}, nil }
-func strangers(a Access) (*Server, *writer)                { return guarded(a, credentials) }
+
+func (w *writer) RestartStandby(context.Context) error {
+	w.acts++
+	return errors.New("it is a primary")
+}
+
+func (w *writer) Reinit(context.Context, fsm.NodeID) error {
+	w.acts++
+	return nil
+}
+
+func credentials() (Credentials, error)     { return Credentials{goodToken, "admin", "s3cret"}, nil }
+func strangers(a Access) (*Server, *writer) { return guarded(a, credentials) }
 func guarded(a Access, c func() (Credentials, error)) (*Server, *writer) {
 	w := &writer{}
 	a.Credentials = c
@@ -136,6 +146,8 @@ func TestWritesDoWhatTheySay(t *testing.T) {
 		{"POST", "/failover", `{}`, 400, ""},
 		{"DELETE", "/switchover", ``, 412, ""},
 		{"PATCH", "/config", `{"ttl":"6s"}`, 202, "settings_put"},
+		{"PATCH", "/config", `{"maximum_lag":1048576,"leader_avoid":false}`, 202, "settings_put"},
+		{"POST", "/reinitialize", `{"force":true}`, 202, ""},
 		{"PATCH", "/config", `{"ttl":"1s"}`, 400, ""},
 		{"PATCH", "/config", `{"nosuch":1}`, 400, ""},
 		{"POST", "/restart", ``, 412, ""},
@@ -153,7 +165,7 @@ func TestWritesDoWhatTheySay(t *testing.T) {
 	}
 	s, w := strangers(Access{Writes: true})
 	w.refuse = "another operation is under way"
-	if got := ask(t, s, "192.0.2.1", "POST", "/switchover", `{}`, "Authorization", basicAdmin); got.Code != 412 || !strings.Contains(got.Body.String(), w.refuse) {
+	if got := ask(t, s, "192.0.2.1", "POST", "/switchover", `{"group":0}`, "Authorization", basicAdmin); got.Code != 412 || !strings.Contains(got.Body.String(), w.refuse) {
 		t.Errorf("a refusal: %d %s", got.Code, got.Body)
 	}
 }
@@ -200,8 +212,13 @@ func TestRates(t *testing.T) {
 // TestClientCertificates goes through a real port: no certificate, the right CA, a foreign one, an expired one.
 func TestClientCertificates(t *testing.T) {
 	ca, foreign := newCA(t), newCA(t)
+	other, err := transport.NewCA("0aaaaaaa-0000-4000-8000-000000000002", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := "n"
 	pair := func(ca *transport.CA, role string, now time.Time) tls.Certificate {
-		cert, key, err := ca.IssuePostgres(transport.PostgresCert{NodeID: "n", Role: role, Hosts: []string{"127.0.0.1"}}, now)
+		cert, key, err := ca.IssuePostgres(transport.PostgresCert{NodeID: node, Role: role, Hosts: []string{"127.0.0.1"}}, now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +230,7 @@ func TestClientCertificates(t *testing.T) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca.CertPEM())
-	s, _ := strangers(Access{Writes: true, ReadsClosed: true})
+	s, _ := strangers(Access{Writes: true, ReadsClosed: true, Revoked: func(c *x509.Certificate) bool { return transport.NodeOf(c) == "gone" }})
 	s.cfg.TLS = &tls.Config{Certificates: []tls.Certificate{pair(ca, "", time.Now())}, ClientCAs: pool, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS12}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -222,6 +239,9 @@ func TestClientCertificates(t *testing.T) {
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
 	year := 400 * 24 * time.Hour
+	node = "gone"
+	removed := pair(ca, "ops", time.Now())
+	node = "n"
 	for _, tc := range []struct {
 		name string
 		show *tls.Certificate
@@ -230,6 +250,8 @@ func TestClientCertificates(t *testing.T) {
 		{"none", nil, 401},
 		{"of the CA", new(pair(ca, "ops", time.Now())), 200},
 		{"of a foreign CA", new(pair(foreign, "ops", time.Now())), 0},
+		{"of another cluster", new(pair(other, "ops", time.Now())), 0},
+		{"of a removed node", &removed, 401},
 		{"expired", new(pair(ca, "ops", time.Now().Add(-year))), 0},
 		{"a server's", new(pair(ca, "", time.Now())), 0},
 	} {

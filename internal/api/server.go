@@ -108,7 +108,7 @@ func (s *Server) reading(next http.HandlerFunc) http.HandlerFunc {
 		case http.MethodOptions:
 			next(statusOnly{w}, r)
 		default:
-			readOnly(w, r)
+			s.notOffered(w, r)
 		}
 	}
 }

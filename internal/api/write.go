@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"mime"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -44,10 +47,18 @@ func (s *Server) writes() map[string]func(ctx context.Context, r *http.Request) 
 		"DELETE /switchover": s.cancel,
 		"POST /failover":     s.failover,
 		"PATCH /config":      s.patch,
-		"POST /restart": func(ctx context.Context, _ *http.Request) (string, error) {
+		"POST /restart": func(ctx context.Context, r *http.Request) (string, error) {
+			if err := decodeBody(r, &struct{}{}); err != nil { // a time or a condition that is not kept would be worse than a refusal
+				return "", err
+			}
 			return "restart asked for", s.cfg.Writer.RestartStandby(ctx)
 		},
-		"POST /reinitialize": func(ctx context.Context, _ *http.Request) (string, error) {
+		"POST /reinitialize": func(ctx context.Context, r *http.Request) (string, error) {
+			if err := decodeBody(r, &struct {
+				Force bool `json:"force"` // Patroni's clients send it; here nothing differs
+			}{}); err != nil {
+				return "", err
+			}
 			return "reinitialize asked for", s.cfg.Writer.Reinit(ctx, "")
 		},
 	}
@@ -56,11 +67,19 @@ func (s *Server) writes() map[string]func(ctx context.Context, r *http.Request) 
 // writing asks for the credential, then carries out.
 func (s *Server) writing(do func(context.Context, *http.Request) (string, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if !s.cfg.Access.Writes || s.cfg.Writer == nil {
-			readOnly(w, r)
+		if !s.mayWrite() {
+			s.notOffered(w, r)
 			return
 		}
 		if !s.gate.authorised(w, r) {
+			return
+		}
+		if err := foreignPages.Check(r); err != nil {
+			writeError(w, http.StatusForbidden, "cross_origin", "a web page of another site sent this", "")
+			return
+		}
+		if kind, ok := jsonBody(r); !ok {
+			writeError(w, http.StatusUnsupportedMediaType, "content_type", fmt.Sprintf("the body is %s, and only application/json is understood", kind), "")
 			return
 		}
 		text, err := do(r.Context(), r)
@@ -79,15 +98,44 @@ func (s *Server) writing(do func(context.Context, *http.Request) (string, error)
 	}
 }
 
-func readOnly(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Allow", "GET, HEAD, OPTIONS")
-	writeError(w, http.StatusMethodNotAllowed, "read_only", r.Method+" is not offered: this interface only reads", "use the command line: matriarch --help; or set api.writes")
+// foreignPages protects a browser that knows a credential.
+var foreignPages = http.NewCrossOriginProtection()
+
+// jsonBody reports whether a body is said to be JSON. curl -d calls everything a form, as in Patroni's own examples, and saying nothing is
+// as common.
+func jsonBody(r *http.Request) (string, bool) {
+	said := r.Header.Get("Content-Type")
+	kind, _, err := mime.ParseMediaType(said)
+	if said == "" || kind == "application/json" || kind == "application/x-www-form-urlencoded" {
+		return kind, err == nil || said == ""
+	}
+	return strconv.Quote(said), false
+}
+
+func (s *Server) mayWrite() bool { return s.cfg.Access.Writes && s.cfg.Writer != nil }
+
+// notOffered names the methods that the path has.
+func (s *Server) notOffered(w http.ResponseWriter, r *http.Request) {
+	allow := []string{"GET", "HEAD", "OPTIONS"}
+	code, why, hint := "read_only", ": this interface only reads", "use the command line: matriarch --help; or set api.writes"
+	if s.mayWrite() {
+		code, why, hint = "method_not_allowed", " for "+r.URL.Path, "see docs/operations.md for what is"
+		for pattern := range s.writes() {
+			if method, path, _ := strings.Cut(pattern, " "); path == r.URL.Path {
+				allow = append(allow, method)
+			}
+		}
+		slices.Sort(allow)
+	}
+	w.Header().Set("Allow", strings.Join(allow, ", "))
+	writeError(w, http.StatusMethodNotAllowed, code, r.Method+" is not offered"+why, hint)
 }
 
 // decodeBody is strict: a mistyped key must not mean something else than was meant.
 func decodeBody(r *http.Request, into any) error {
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
+	d.UseNumber() // 1048576 shall not become 1.048576e+06
 	err := d.Decode(into)
 	if _, large := errors.AsType[*http.MaxBytesError](err); large {
 		return err
@@ -140,6 +188,9 @@ func (s *Server) switchover(ctx context.Context, r *http.Request) (string, error
 	var c change
 	if err := decodeBody(r, &c); err != nil {
 		return "", err
+	}
+	if c.Leader == "" && c.Candidate == "" && c.Group == nil {
+		return "", bad("leader is missing: name the primary that gives way, or the group")
 	}
 	_, g, to, err := s.target(ctx, c)
 	if err != nil {
@@ -201,6 +252,11 @@ func (s *Server) patch(ctx context.Context, r *http.Request) (string, error) {
 	}
 	set := st.State.Cluster.Settings
 	for _, k := range slices.Sorted(maps.Keys(keys)) {
+		switch keys[k].(type) {
+		case string, json.Number, bool:
+		default:
+			return "", bad("%s: a text, a number, true or false is needed", k)
+		}
 		if err := admin.SetSetting(&set, fmt.Sprintf("%s=%v", k, keys[k])); err != nil {
 			return "", bad("%w", err)
 		}

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"matriarch/internal/identity"
@@ -34,7 +34,8 @@ type Config struct {
 	TLS      *transport.NodeTLS
 	Postgres Postgres // nil leaves PostgreSQL's to the operator
 	IPs      []net.IP // of the peer port, for people's tools: nodes check UUIDs
-	Hosts    []string // by which PostgreSQL is reached
+	Host     string   // by which the other nodes reach PostgreSQL
+	Hosts    []string // by which it is reached, Host among them
 	Super    string   // database superuser
 	Repl     string   // replication user
 	Own      Own      // PostgreSQL's server certificate, and a CA trusted beside the cluster's
@@ -45,16 +46,41 @@ type Config struct {
 
 // Keeper keeps them. Safe for concurrent use.
 type Keeper struct {
-	cfg  Config
-	wake chan struct{}
-	mu   sync.Mutex
-	told map[string]bool // what was complained of, so that it is said once
+	cfg     Config
+	wake    chan struct{}
+	mu      sync.Mutex
+	told    map[string]bool // what was complained of, so that it is said once
+	refused error           // why files of the operator's are not in use
+	unread  bool            // PostgreSQL was not told of its newest certificates yet
+
+	ends atomic.Pointer[map[string]time.Time] // of what is in use; never nil
 }
 
 // New makes a keeper; it does nothing until it is asked.
 func New(cfg Config) *Keeper {
-	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1), told: map[string]bool{}}
+	k := &Keeper{cfg: cfg, wake: make(chan struct{}, 1), told: map[string]bool{}}
+	k.ends.Store(&map[string]time.Time{})
+	return k
 }
+
+// Uses are the uses of certificates that Expires knows.
+func Uses(postgres bool) []string {
+	if postgres {
+		return []string{useCA, useNode, useServer, useSuperuser, useReplication}
+	}
+	return []string{useCA, useNode}
+}
+
+const (
+	useCA          = "ca"
+	useNode        = "node"
+	useServer      = "server"
+	useSuperuser   = "superuser"
+	useReplication = "replication"
+)
+
+// Expires is when what is in use ends, as of the last look; zero before the first. It never blocks.
+func (k *Keeper) Expires(use string) time.Time { return (*k.ends.Load())[use] }
 
 // every is how often files of the operator's are looked at, and the longest time between two looks at ours.
 const every = 10 * time.Second
@@ -70,7 +96,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-t.C:
 		case <-k.wake:
 		}
-		k.say("renewal", k.Ensure(ctx))
+		_ = k.Ensure(ctx) // it was said
 		t.Reset(min(every, max(k.cfg.Life/20, 100*time.Millisecond)))
 	}
 }
@@ -84,24 +110,39 @@ func (k *Keeper) Look() {
 }
 
 // say logs an error once, until all is well again.
-func (k *Keeper) say(what string, err error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+func (k *Keeper) say(err error) {
 	if err == nil {
 		k.told = map[string]bool{}
 		return
 	}
 	if text := err.Error(); !k.told[text] {
 		k.told[text] = true
-		k.cfg.Log.Warn("certificates not all in order", "during", what, "error", err)
+		k.cfg.Log.Warn("certificates not all in order", "error", err)
 	}
 }
 
-// Ensure makes every certificate what it should be now, and tells PostgreSQL when something changed for it.
+// Ensure makes every certificate what it should be now, and tells PostgreSQL when something changed for it. Files of the operator's that
+// are refused are logged, and no error.
 func (k *Keeper) Ensure(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.ensure(ctx, time.Now(), false)
+	err := k.ensure(ctx, time.Now(), false)
+	k.say(errors.Join(err, k.refused))
+	if r, err := k.show(); err == nil {
+		ends := map[string]time.Time{useCA: r.Expires}
+		for _, c := range r.Certs {
+			ends[c.Use] = c.NotAfter
+		}
+		k.ends.Store(&ends)
+	}
+	return err
+}
+
+// Hold runs something while no certificate or CA of this node changes.
+func (k *Keeper) Hold(f func() error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return f()
 }
 
 // Renew issues every certificate anew.
@@ -124,13 +165,17 @@ func (k *Keeper) ensure(ctx context.Context, now time.Time, anew bool) error {
 		return nil
 	}
 	changed, err := k.postgres(ca, now, anew)
-	if err != nil || !changed {
+	if changed {
+		k.unread = true
+		k.cfg.Log.Info("certificates of the server written", "node", k.cfg.Self.Name)
+	}
+	if err != nil || !k.unread {
 		return err
 	}
-	k.cfg.Log.Info("certificates of the server written", "node", k.cfg.Self.Name)
 	if err := k.cfg.Postgres.Reload(ctx); err != nil && !errors.Is(err, pgmanager.ErrUnverified) { // a server that does not answer was told all the same
 		return fmt.Errorf("have PostgreSQL read its certificates: %w", err)
 	}
+	k.unread = false
 	return nil
 }
 
@@ -140,7 +185,7 @@ func (k *Keeper) node(ca *transport.CA, now time.Time, anew bool) error {
 	if err != nil {
 		return err
 	}
-	if !anew && fresh(m.Cert, ca, nil, now) {
+	if !anew && fresh(m.Cert, m.Key, ca, nil, now) {
 		return k.swap(m)
 	}
 	key, csr, err := transport.NewKeyAndCSR()
@@ -165,10 +210,11 @@ func (k *Keeper) swap(m identity.Material) error {
 	return k.cfg.TLS.Swap(m.Cert, m.Key, m.CA)
 }
 
-// fresh reports whether a certificate is of this CA, names these hosts (nil: any) and is not due.
-func fresh(certPEM []byte, ca *transport.CA, hosts []string, now time.Time) bool {
+// fresh reports whether a certificate is of this CA, names these hosts (nil: any), is not due and has its key: a power cut can leave a
+// new key beside an old certificate.
+func fresh(certPEM, keyPEM []byte, ca *transport.CA, hosts []string, now time.Time) bool {
 	c, err := transport.Describe(certPEM, ca.CertPEM())
-	if err != nil || c.Issuer == "" || !now.Before(c.Due()) {
+	if err != nil || c.Issuer == "" || !now.Before(c.Due()) || transport.CheckPair(certPEM, keyPEM) != nil {
 		return false
 	}
 	// A life that was made shorter holds for what was issued under the longer one.
@@ -189,6 +235,13 @@ func (k *Keeper) postgres(ca *transport.CA, now time.Time, anew bool) (bool, err
 	if err != nil {
 		return false, err
 	}
+	cluster, err := k.cfg.Dir.Trusted()
+	if err != nil {
+		return false, err
+	}
+	var theirs files
+	theirs, k.refused = k.brought(f, cluster, now)
+	f.CA = bytes.Join([][]byte{cluster, theirs.cas}, nil)
 	id := string(k.cfg.Self.NodeID)
 	for _, x := range []struct {
 		cert, key *[]byte
@@ -198,47 +251,20 @@ func (k *Keeper) postgres(ca *transport.CA, now time.Time, anew bool) (bool, err
 		{&f.ReplicationCert, &f.ReplicationKey, transport.PostgresCert{NodeID: id, Role: k.cfg.Repl}},
 		{&f.ServerCert, &f.ServerKey, transport.PostgresCert{NodeID: id, Hosts: k.cfg.Hosts}},
 	} {
-		if x.want.Role == "" && k.cfg.Own.CertFile != "" {
-			if *x.cert, *x.key, err = k.broughtPair(); err != nil {
+		switch {
+		case x.want.Role == "" && theirs.cert != nil:
+			*x.cert, *x.key = theirs.cert, theirs.key
+		case !anew && fresh(*x.cert, *x.key, ca, x.want.Hosts, now):
+		default:
+			if *x.cert, *x.key, err = ca.IssuePostgres(x.want, now); err != nil {
 				return false, err
 			}
-			continue
 		}
-		if !anew && fresh(*x.cert, ca, x.want.Hosts, now) && len(*x.key) > 0 {
-			continue
-		}
-		if *x.cert, *x.key, err = ca.IssuePostgres(x.want, now); err != nil {
-			return false, err
-		}
-	}
-	if f.CA, err = k.cfg.Dir.Trusted(); err != nil {
-		return false, err
-	}
-	if k.cfg.Own.CAFile != "" {
-		more, err := os.ReadFile(k.cfg.Own.CAFile)
-		if err != nil {
-			return false, fmt.Errorf("read certificates.ca_file: %w", err)
-		}
-		f.CA = append(f.CA, more...)
 	}
 	if f.CRL, err = k.revocations(f.CRL, now); err != nil {
 		return false, err
 	}
 	return k.cfg.Postgres.InstallTLS(f)
-}
-
-// broughtPair reads the operator's certificate and key, which are refused in a pair that does not fit: it is being replaced.
-func (k *Keeper) broughtPair() (cert, key []byte, err error) {
-	if cert, err = os.ReadFile(k.cfg.Own.CertFile); err != nil {
-		return nil, nil, fmt.Errorf("read certificates.cert_file: %w", err)
-	}
-	if key, err = os.ReadFile(k.cfg.Own.KeyFile); err != nil {
-		return nil, nil, fmt.Errorf("read certificates.key_file: %w", err)
-	}
-	if err := transport.CheckPair(cert, key); err != nil {
-		return nil, nil, fmt.Errorf("certificates.cert_file and key_file: %w; what was in use before stays", err)
-	}
-	return cert, key, nil
 }
 
 // revocations signs the lists anew when those at hand are not the right ones.

@@ -16,6 +16,7 @@ type Report struct {
 	Next    string    `json:"next,omitempty"` // fingerprint of the CA that will take over
 	Old     string    `json:"old,omitempty"`  // fingerprint of the CA that was replaced and is still trusted
 	Certs   []Held    `json:"certificates"`
+	Refused string    `json:"refused,omitempty"` // why files that the operator brought are not in use
 }
 
 // Held is one certificate in use.
@@ -39,7 +40,14 @@ func (r Report) Signed() bool {
 func (k *Keeper) Show() (Report, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.show()
+}
+
+func (k *Keeper) show() (Report, error) {
 	out := Report{Node: k.cfg.Self.Name}
+	if k.refused != nil {
+		out.Refused = k.refused.Error()
+	}
 	bundle, err := k.cfg.Dir.Trusted()
 	if err != nil {
 		return out, err
@@ -62,7 +70,7 @@ func (k *Keeper) Show() (Report, error) {
 	held := []struct {
 		use string
 		pem []byte
-	}{{"node", m.Cert}}
+	}{{useNode, m.Cert}}
 	if k.cfg.Postgres != nil {
 		f, err := k.cfg.Postgres.TLS()
 		if err != nil {
@@ -71,7 +79,7 @@ func (k *Keeper) Show() (Report, error) {
 		held = append(held, []struct {
 			use string
 			pem []byte
-		}{{"server", f.ServerCert}, {"superuser", f.SuperuserCert}, {"replication", f.ReplicationCert}}...)
+		}{{useServer, f.ServerCert}, {useSuperuser, f.SuperuserCert}, {useReplication, f.ReplicationCert}}...)
 	}
 	for _, h := range held {
 		c, err := transport.Describe(h.pem, bundle)
@@ -107,6 +115,16 @@ func (k *Keeper) Sign(ctx context.Context, fingerprint string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.cfg.Dir.AdvanceCA(fingerprint); err != nil {
+		return err
+	}
+	return k.ensure(ctx, time.Now(), false)
+}
+
+// Forget takes back a Trust, as long as this CA does not sign here.
+func (k *Keeper) Forget(ctx context.Context, fingerprint string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.cfg.Dir.ForgetCA(fingerprint); err != nil {
 		return err
 	}
 	return k.ensure(ctx, time.Now(), false)

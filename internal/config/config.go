@@ -86,7 +86,7 @@ type PostgreSQL struct {
 type Certificates struct {
 	Lifetime time.Duration `yaml:"lifetime" help:"How long a new certificate of this node is valid; it is renewed after two thirds of that."`
 	Names    []string      `yaml:"names,omitempty" help:"Further host names and addresses under which clients reach this PostgreSQL, for its server certificate."`
-	CertFile string        `yaml:"cert_file,omitempty" help:"Server certificate of your own for PostgreSQL, with its chain. It must name the host of postgresql.advertise. Read again when it changes."`
+	CertFile string        `yaml:"cert_file,omitempty" help:"Server certificate of your own for PostgreSQL, with its chain. It must name the host of postgresql.advertise, and ca_file its CA. Read again when it changes; what does not fit is refused, and what was in use stays."`
 	KeyFile  string        `yaml:"key_file,omitempty" help:"Key of cert_file."`
 	CAFile   string        `yaml:"ca_file,omitempty" help:"CA of your own that signs PostgreSQL's certificates, trusted beside the cluster's; the same on all nodes. Whoever it signs a client certificate for may log in under that name where pg_hba.conf says cert."`
 }

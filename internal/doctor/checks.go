@@ -172,16 +172,41 @@ func names(f Facts, r *report) {
 	r.quiet("%d names found at once", len(f.Names))
 }
 
+// joinAgain is how a node enters anew without a loss.
+const joinAgain = "'matriarch token create --uses 1' on another node, here the join line that it prints, then restart the agent: data, configuration and identity stay"
+
+// renewals say what is to be done about a certificate that ends.
+var renewals = map[CertUse]string{
+	CertNode:     "start the agent, which renews it; one that runs is told by 'matriarch certificates renew', and its log says why it did not by itself",
+	CertCA:       "matriarch ca rotate",
+	CertPostgres: "start the agent, which renews it; one that runs is told by 'matriarch certificates renew', and its log says why it did not by itself",
+	CertBrought:  "replace the files that the configuration names; they are read within ten seconds, and 'matriarch certificates show' says what is wrong with them",
+}
+
+// soon is how long before its end a certificate should have been renewed: a quarter of a short life.
+func (c Cert) soon() time.Duration {
+	const longest = 30 * 24 * time.Hour
+	if c.Life == 0 {
+		return longest
+	}
+	return min(longest, c.Life/4)
+}
+
 func certificates(f Facts, r *report) {
+	for _, name := range f.Strangers {
+		r.fail("the CA was replaced while this node was away: join it again: "+joinAgain, "%s shows a certificate of another CA than this node's", name)
+	}
 	for _, c := range f.Certs {
 		left := c.NotAfter.Sub(f.Now)
 		switch {
+		case c.Err != "" && c.Use == CertBrought:
+			r.fail(renewals[c.Use], "%s: %s", c.File, c.Err)
 		case c.Err != "":
-			r.fail("repeat the join: it renews the certificate and keeps everything else", "%s: %s", c.File, c.Err)
+			r.fail("put it back from a backup, or join again: "+joinAgain, "%s: %s", c.File, c.Err)
 		case left <= 0:
-			r.fail("repeat the join: it renews the certificate and keeps everything else", "%s has expired on %s", c.File, c.NotAfter.Format(time.DateOnly))
-		case left < 30*24*time.Hour:
-			r.warn("see why it was not renewed by itself: the node's log says", "%s expires on %s", c.File, c.NotAfter.Format(time.DateOnly))
+			r.fail(renewals[c.Use], "%s has expired on %s", c.File, c.NotAfter.Format(time.DateOnly))
+		case left < c.soon():
+			r.warn(renewals[c.Use], "%s expires on %s", c.File, c.NotAfter.Format(time.DateOnly))
 		}
 	}
 	if len(f.Certs) == 0 {

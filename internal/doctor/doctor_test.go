@@ -42,7 +42,7 @@ func healthy() Facts {
 		Names:       []Name{{Name: "n1", Own: true, Took: time.Millisecond, Addrs: []string{"10.0.0.1"}}},
 		Watchdog:    Watchdog{Exists: true, Identity: "Software Watchdog"},
 		Rights:      []Right{{Path: "/s/superuser", Mode: 0o600, Limit: 0o600, Want: -1}, {Path: "/data", Mode: 0o700, Limit: 0o750, UID: 26, Want: 26}},
-		Certs:       []Cert{{File: "node.crt", NotAfter: now.AddDate(1, 0, 0)}},
+		Certs:       []Cert{{File: "node.crt", NotAfter: now.AddDate(1, 0, 0), Use: CertNode}},
 		Units:       map[string]string{"matriarch": "enabled", "postgresql": "disabled"},
 	}
 }
@@ -124,6 +124,9 @@ var faults = []struct {
 	{"rights", Fail, "user postgres", func(f *Facts) { f.UserErr = "unknown user" }},
 	{"rights", Warn, "not root", func(f *Facts) { f.UID = 26 }},
 	{"certificates", Fail, "has expired", func(f *Facts) { f.Certs[0].NotAfter = now.Add(-time.Hour) }},
+	{"certificates", Fail, "another CA", func(f *Facts) { f.Strangers = []string{"n2"} }},
+	{"certificates", Warn, "expires on 2026-01-02", func(f *Facts) { f.Certs[0].NotAfter, f.Certs[0].Life = now.Add(5*time.Hour), 24*time.Hour }},
+	{"certificates", OK, "none expires soon", func(f *Facts) { f.Certs[0].NotAfter, f.Certs[0].Life = now.Add(7*time.Hour), 24*time.Hour }},
 	{"certificates", Warn, "expires on 2026-01-09", func(f *Facts) { f.Certs[0].NotAfter = now.AddDate(0, 0, 7) }},
 	{"certificates", Fail, "no certificate", func(f *Facts) { f.Certs[0].Err = "holds no certificate" }},
 	{"certificates", OK, "none yet", func(f *Facts) { f.Certs = nil }},
@@ -290,6 +293,17 @@ func TestGather(t *testing.T) {
 		return x.Check == "rights" && strings.Contains(x.Says, "superuser has mode 0640")
 	}) {
 		t.Errorf("rights %+v", f.Rights)
+	}
+}
+
+// TestRemediesOfCertificates: each kind names the verb that helps.
+func TestRemediesOfCertificates(t *testing.T) {
+	for use, verb := range map[CertUse]string{CertNode: "certificates renew", CertPostgres: "certificates renew", CertCA: "ca rotate", CertBrought: "replace the files"} {
+		f := healthy()
+		f.Certs = []Cert{{File: "x.crt", Use: use, NotAfter: now.Add(-time.Hour)}}
+		if !slices.ContainsFunc(Examine(f), func(x Finding) bool { return x.Check == "certificates" && strings.Contains(x.Do, verb) }) {
+			t.Errorf("%s: nothing says %q", use, verb)
+		}
 	}
 }
 

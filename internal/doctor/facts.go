@@ -32,6 +32,7 @@ type Facts struct {
 	Watchdog    Watchdog
 	Rights      []Right
 	Certs       []Cert
+	Strangers   []string          // nodes that show certificates of another CA
 	Units       map[string]string // what systemd says of a unit: enabled, disabled, masked, not-found; empty map: no systemd
 }
 
@@ -129,9 +130,22 @@ type Right struct {
 	Err   string
 }
 
+// CertUse says whose a certificate is, and so who renews it.
+type CertUse string
+
+// The uses.
+const (
+	CertNode     CertUse = "node"       // on the peer port
+	CertCA       CertUse = "ca"         // the cluster's CA
+	CertPostgres CertUse = "postgresql" // of PostgreSQL, issued by the agent
+	CertBrought  CertUse = "brought"    // the operator's own
+)
+
 // Cert is a certificate of this node.
 type Cert struct {
 	File     string
 	NotAfter time.Time
+	Life     time.Duration // as a whole
+	Use      CertUse
 	Err      string
 }

@@ -26,6 +26,7 @@ type Request struct {
 	AgentPID   int         // 0: none answered
 	Reach      []Reach     // addresses to try; Took and Err are filled in
 	PeerClocks []PeerClock // as the nodes that answered have them
+	Strangers  []string    // nodes that show certificates of another CA
 	// Find looks for PostgreSQL's programs; it is pgmanager.Find, which this package does not import.
 	Find func(binDir string) (dir string, err error)
 }
@@ -41,7 +42,7 @@ func Gather(ctx context.Context, m Machine, q Request) Facts {
 		Now: time.Now(), Config: q.Config, ConfigFile: q.ConfigFile, ConfigErr: q.ConfigErr, Configured: q.Configured, AgentPID: q.AgentPID, UID: os.Getuid(),
 		Member: identity.Dir(q.Config.StateDir).Exists(), Reach: q.Reach,
 	}
-	f.Clock.Peers = q.PeerClocks
+	f.Clock.Peers, f.Strangers = q.PeerClocks, q.Strangers
 	f.SentinelUp = m.Dial(ctx, "unix", q.Config.Sentinel.Socket) == nil
 	var wg sync.WaitGroup
 	started := stamps()
@@ -267,7 +268,32 @@ func files(cfg config.Config, member bool, serverUser string) ([]Right, []Cert) 
 	if _, err := os.Stat(cfg.PostgreSQL.DataDir); err == nil {
 		look(cfg.PostgreSQL.DataDir, 0o750, uidOf(serverUser))
 	}
-	return out, []Cert{certificate(dir.CertFile()), certificate(dir.CAFile())}
+	return out, certificatesOf(cfg)
+}
+
+// certificatesOf lists what a node shows or trusts. PostgreSQL's own are there only if they are Matriarch's.
+func certificatesOf(cfg config.Config) []Cert {
+	dir := identity.Dir(cfg.StateDir)
+	out := []Cert{certificate(CertNode, dir.CertFile()), certificate(CertCA, dir.CAFile())}
+	server := CertPostgres
+	if cfg.Certificates.CertFile != "" {
+		server = CertBrought
+	}
+	for _, c := range []struct {
+		name string
+		use  CertUse
+	}{{"server", server}, {"superuser", CertPostgres}, {"replication", CertPostgres}} {
+		file := filepath.Join(cfg.StateDir, "pg", "tls", c.name+".crt")
+		if _, err := os.Stat(file); err == nil {
+			out = append(out, certificate(c.use, file))
+		}
+	}
+	for _, file := range []string{cfg.Certificates.CertFile, cfg.Certificates.CAFile, cfg.API.CertFile} {
+		if file != "" {
+			out = append(out, certificate(CertBrought, file))
+		}
+	}
+	return out
 }
 
 func uidOf(name string) int {

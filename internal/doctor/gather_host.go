@@ -229,8 +229,8 @@ func compare(a, b stamp) (jump time.Duration, ppm float64) {
 	return (b.wall - a.wall) - steady, float64(steady-raw) / float64(raw) * 1e6
 }
 
-func certificate(file string) Cert {
-	c := Cert{File: file}
+func certificate(use CertUse, file string) Cert {
+	c := Cert{File: file, Use: use}
 	data, err := os.ReadFile(file)
 	if err != nil {
 		c.Err = err.Error()
@@ -246,6 +246,6 @@ func certificate(file string) Cert {
 		c.Err = err.Error()
 		return c
 	}
-	c.NotAfter = x.NotAfter
+	c.NotAfter, c.Life = x.NotAfter, x.NotAfter.Sub(x.NotBefore)
 	return c
 }

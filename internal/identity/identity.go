@@ -244,7 +244,14 @@ func (d Dir) CAs() ([]*transport.CA, error) {
 		return nil, err
 	}
 	out := []*transport.CA{ca}
+	old, err := d.OldCA()
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range [][2]string{{d.NextCAFile(), d.NextCAKeyFile()}, {d.OldCAFile(), d.OldCAKeyFile()}} {
+		if f[0] == d.OldCAFile() && old == "" {
+			continue
+		}
 		more, err := loadCA(f[0], f[1])
 		switch {
 		case err == nil:

@@ -13,7 +13,17 @@ import (
 func (d Dir) NextCA() (string, error) { return fingerprintOf(d.NextCAFile()) }
 
 // OldCA is the fingerprint of the CA that was replaced and is still trusted; "" when there is none.
-func (d Dir) OldCA() (string, error) { return fingerprintOf(d.OldCAFile()) }
+func (d Dir) OldCA() (string, error) {
+	old, err := fingerprintOf(d.OldCAFile())
+	if err != nil || old == "" {
+		return "", err
+	}
+	signing, err := d.CAFingerprint()
+	if err != nil || signing == old { // an AdvanceCA was cut off before it changed anything
+		return "", err
+	}
+	return old, nil
+}
 
 func fingerprintOf(path string) (string, error) {
 	b, err := readFile(path)
@@ -40,13 +50,15 @@ func (d Dir) StageCA(cert, key []byte) error {
 	switch {
 	case err != nil:
 		return err
-	case signing == want:
+	case signing == want || next == want:
 		return nil
 	case next != "" && next != want:
-		return fmt.Errorf("another rotation of the CA is under way here, to %s: finish that one first with 'matriarch ca rotate'", next)
+		return fmt.Errorf("another rotation of the CA is under way here, to %s: finish that one with 'matriarch ca rotate', or if no node shows its certificates yet, forget it with 'matriarch ca rotate --abandon'", next)
 	}
-	if old, err := d.OldCA(); err != nil || old != "" {
-		return errors.Join(err, fmt.Errorf("the last rotation of the CA is not finished here, %s is still trusted: finish it with 'matriarch ca rotate'", old))
+	if old, err := d.OldCA(); err != nil {
+		return err
+	} else if old != "" {
+		return fmt.Errorf("the last rotation of the CA is not finished here, %s is still trusted: finish it with 'matriarch ca rotate'", old)
 	}
 	if err := writeFile(d.NextCAKeyFile(), key); err != nil { // the certificate counts, so it comes last
 		return fmt.Errorf("stage CA: %w", err)
@@ -89,7 +101,7 @@ func (d Dir) finishAdvance() error {
 	if err := copyFile(d.NextCAFile(), d.CAFile()); err != nil {
 		return fmt.Errorf("change the CA: %w", err)
 	}
-	if err := errors.Join(remove(d.NextCAFile()), remove(d.NextCAKeyFile())); err != nil {
+	if err := d.removeNextCA(); err != nil {
 		return fmt.Errorf("change the CA: %w", err)
 	}
 	return nil
@@ -107,8 +119,93 @@ func (d Dir) DropOldCA(fingerprint string) error {
 	if err := writeFile(d.CAFile(), ca.CertPEM()); err != nil { // a bundle from a join in between
 		return fmt.Errorf("drop the old CA: %w", err)
 	}
-	if err := errors.Join(remove(d.OldCAFile()), remove(d.OldCAKeyFile())); err != nil {
+	if err := d.removeOldCA(); err != nil {
 		return fmt.Errorf("drop the old CA: %w", err)
+	}
+	return nil
+}
+
+// ForgetCA ends the trust in a staged CA, if it is this one. One that signs already is not forgotten.
+func (d Dir) ForgetCA(fingerprint string) error {
+	if err := d.finishAdvance(); err != nil {
+		return err
+	}
+	next, err := d.NextCA()
+	if err != nil {
+		return err
+	}
+	if signing, err := d.CAFingerprint(); err != nil {
+		return err
+	} else if signing == fingerprint {
+		return fmt.Errorf("the CA %s signs here already: go on with 'matriarch ca rotate'", fingerprint)
+	}
+	if next != fingerprint {
+		return nil
+	}
+	if err := d.removeNextCA(); err != nil {
+		return fmt.Errorf("forget the staged CA: %w", err)
+	}
+	return nil
+}
+
+// removeNextCA and removeOldCA begin with what counts least, so that a power cut in between leaves something to go on from.
+func (d Dir) removeNextCA() error { return removeAll(d.NextCAFile(), d.NextCAKeyFile()) }
+func (d Dir) removeOldCA() error  { return removeAll(d.OldCAKeyFile(), d.OldCAFile()) }
+
+func removeAll(paths ...string) error {
+	for _, path := range paths {
+		if err := remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Rotation is the CA that will take over and the one that was replaced, where a replacement is under way, each with its key.
+type Rotation struct {
+	NextCert, NextKey, OldCert, OldKey []byte
+}
+
+// Rotation reads how far the replacement of the CA has come here.
+func (d Dir) Rotation() (r Rotation, err error) {
+	for _, f := range []struct {
+		certFile, keyFile string
+		cert, key         *[]byte
+	}{{d.NextCAFile(), d.NextCAKeyFile(), &r.NextCert, &r.NextKey}, {d.OldCAFile(), d.OldCAKeyFile(), &r.OldCert, &r.OldKey}} {
+		cert, err := readFile(f.certFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return r, fmt.Errorf("read the rotation of the CA: %w", err)
+		}
+		key, err := readFile(f.keyFile)
+		if errors.Is(err, fs.ErrNotExist) { // on its way out
+			continue
+		}
+		if err != nil {
+			return r, fmt.Errorf("read the rotation of the CA: %w", err)
+		}
+		*f.cert, *f.key = cert, key
+	}
+	return r, nil
+}
+
+// SaveRotation makes this node as far as another is; what was staged or replaced here before is gone.
+func (d Dir) SaveRotation(r Rotation) error {
+	if err := errors.Join(d.removeNextCA(), d.removeOldCA()); err != nil {
+		return fmt.Errorf("save the rotation of the CA: %w", err)
+	}
+	for _, f := range []struct {
+		path string
+		data []byte
+	}{{d.NextCAKeyFile(), r.NextKey}, {d.NextCAFile(), r.NextCert}, {d.OldCAKeyFile(), r.OldKey}, {d.OldCAFile(), r.OldCert}} {
+		if len(f.data) == 0 {
+			continue
+		}
+		if err := writeFile(f.path, f.data); err != nil {
+			return fmt.Errorf("save the rotation of the CA: %w", err)
+		}
 	}
 	return nil
 }

@@ -47,10 +47,11 @@ func (m *Metrics) Node(setAside int, weakFence bool, leaderSeen time.Duration) {
 	m.leaderContact.Set(leaderSeen.Seconds())
 }
 
-// Certificate has the node's certificate shown, by the function that tells when it expires. It is called once.
-func (m *Metrics) Certificate(expires func() time.Time) {
+// Certificate has one of the node's certificates shown, by the function that tells when it expires. It is called once for each.
+func (m *Metrics) Certificate(name string, expires func() time.Time) {
 	m.labelled.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "matriarch_certificate_expiry_timestamp_seconds", Help: "Unix time at which this node's certificate expires.",
+		Name: "matriarch_certificate_expiry_timestamp_seconds", Help: "Unix time at which a certificate of this node expires; 0: there is none.",
+		ConstLabels: prometheus.Labels{"certificate": name},
 	}, func() float64 { return seconds(expires()) }))
 }
 

@@ -428,14 +428,20 @@ func TestSilentAndBrokenClients(t *testing.T) {
 	p := start(t, src, Listener{Kind: Coordinator, StartupTimeout: 100 * time.Millisecond})
 	silent, check := dial(t, p, 0), dial(t, p, 0)
 	check.Close()
-	dial(t, p, 0).send([]byte("GET / HTTP/1.0\r\n\r\n")).ended()
+	bad := []string{
+		"GET / HTTP/1.0\r\n\r\n", "\x00\xff\x17\x03\x03\x80\x81\xfe" + strings.Repeat("\xa5", 64), "\x00\x00\x27\x11\x00\x03\x00\x00" + strings.Repeat("x", 10_000),
+		"\x7f\xff\xff\xff\x00\x03\x00\x00",
+	}
+	for _, b := range bad {
+		dial(t, p, 0).send([]byte(b)).ended()
+	}
 	c := dial(t, p, 0)
 	if got := c.session(); got != "a" { // while another says nothing
 		t.Fatalf("got %s", got)
 	}
 	silent.ended()
 	eventually(t, "counted", func() bool {
-		return cmp.Equal(map[Reason]uint64{RefusedTimeout: 1, RefusedMalformed: 1}, p.Stats()[0].Refused)
+		return cmp.Equal(map[Reason]uint64{RefusedTimeout: 1, RefusedMalformed: uint64(len(bad))}, p.Stats()[0].Refused)
 	})
 	c.echo("no timeout after the startup")
 	if _, n, _ := a.count(); n != 1 {

@@ -38,6 +38,12 @@ func (c *Cluster) Status() (st admin.Status) {
 	return st
 }
 
+// Leader is the node that leads.
+func (c *Cluster) Leader() *Node {
+	c.T.Helper()
+	return c.byID(c.Status().Node)
+}
+
 // State is the replicated state as the leader has it.
 func (c *Cluster) State() *fsm.State {
 	c.T.Helper()

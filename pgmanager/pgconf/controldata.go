@@ -80,9 +80,9 @@ type controlReader struct {
 }
 
 func (r *controlReader) text(key string) string {
-	v, ok := r.fields[key]
-	if !ok && r.err == nil {
-		r.err = fmt.Errorf("parse pg_controldata: no line %q", key)
+	v := r.fields[key]
+	if v == "" && r.err == nil {
+		r.err = fmt.Errorf("parse pg_controldata: no line %q, or nothing on it", key)
 	}
 	return v
 }

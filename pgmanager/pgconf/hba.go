@@ -39,14 +39,19 @@ type HBA struct {
 	Security        Security
 	Links           bool     // also members of LinkRole come from the nodes, with the nodes' certificates: Citus' links
 	SlotDatabase    string   // where standbys ask for slots; empty: nowhere
-	Lines           []string // the user's; empty admits every client with a password
+	Lines           []string // the user's; empty admits every client with a password, the replication user excepted
 }
 
 // LinkRole is the role whose members Citus may log in between nodes by certificate alone. It has no login and no rights itself.
 const LinkRole = "matriarch_links"
 
-// defaultLines admit clients with a password from everywhere.
-var defaultLines = []string{
+// defaultLines admit clients with a password from everywhere. The replication user is none: it could read every database by a logical
+// slot, and the members' lines have let in whoever needs it.
+func defaultLines(replication string) []string {
+	return append([]string{"local all " + replication + " reject", "host all " + replication + " all reject"}, clients...)
+}
+
+var clients = []string{
 	"local all all scram-sha-256",
 	"host all all 0.0.0.0/0 scram-sha-256",
 	"host all all ::/0 scram-sha-256",
@@ -90,7 +95,7 @@ func RenderHBA(h HBA) []byte {
 		}
 		lines := h.Lines
 		if len(lines) == 0 {
-			lines = defaultLines
+			lines = defaultLines(QuoteIdent(h.ReplicationUser))
 		}
 		for _, l := range lines {
 			line(strings.NewReplacer("\n", " ", "\r", " ").Replace(l))

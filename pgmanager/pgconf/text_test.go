@@ -155,7 +155,7 @@ func TestRenderHBA(t *testing.T) {
 	both := closed + "hostssl replication \"repl\" 10.0.0.1/32 cert\nhostnossl replication \"repl\" 10.0.0.1/32 scram-sha-256\n" +
 		each("hostssl all \"boss\" %[1]s cert\nhostnossl all \"boss\" %[1]s scram-sha-256")
 	links := each("hostssl all +matriarch_links %s trust clientcert=verify-ca")
-	defaults := strings.Join(defaultLines, "\n") + "\n"
+	defaults := "local all \"repl\" reject\nhost all \"repl\" all reject\nlocal all all scram-sha-256\nhost all all 0.0.0.0/0 scram-sha-256\nhost all all ::/0 scram-sha-256\n"
 	for _, tc := range []struct {
 		name     string
 		phase    Phase

@@ -198,6 +198,9 @@ func TestParseControlData(t *testing.T) {
 			t.Errorf("accepted without %q", line)
 		}
 	}
+	if _, err := ParseControlData([]byte(strings.Replace(controlSample, "7575", "\n7575", 1))); err == nil {
+		t.Error("accepted without a system identifier")
+	}
 	if _, err := ParseControlData([]byte(strings.Replace(controlSample, "16777216", "17", 1))); err == nil {
 		t.Error("accepted segment size 17")
 	}
@@ -230,15 +233,30 @@ func FuzzParseHistory(f *testing.F) {
 	})
 }
 
+func FuzzParseControlData(f *testing.F) {
+	f.Add([]byte(controlSample))
+	f.Add([]byte(strings.ReplaceAll(controlSample, "\n", "\r\n")))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := ParseControlData(b)
+		if err != nil {
+			return
+		}
+		if !ValidSegmentSize(c.SegmentSize) || c.SystemID == "" {
+			t.Fatalf("read as %+v", c)
+		}
+		// A line too many, as newer versions bring, changes nothing.
+		if more, err := ParseControlData(append([]byte("Something new:  1\n"), b...)); err != nil || !cmp.Equal(c, more) {
+			t.Fatalf("with a line more: %+v, then %+v, %v", c, more, err)
+		}
+	})
+}
+
 func FuzzParseFormats(f *testing.F) {
 	f.Add([]byte("4711\n/data\n1763843000\n5432\n"), "000000010000000000000003", "15.18")
-	f.Add([]byte(controlSample), "00000002.history", "18beta1")
+	f.Add([]byte("-4711\n/data\n1763843000\n5432\n"), "00000002.history", "18beta1")
 	f.Fuzz(func(t *testing.T, b []byte, name, version string) {
 		if p, err := ParsePidFile(b); err == nil && p.PID <= 0 {
 			t.Fatalf("pid %d", p.PID)
-		}
-		if c, err := ParseControlData(b); err == nil && !ValidSegmentSize(c.SegmentSize) {
-			t.Fatal("segment size")
 		}
 		if tl, start, ok := ParseSegmentName(name, 1<<24); ok && SegmentName(tl, start, 1<<24) != name {
 			t.Fatal(name)

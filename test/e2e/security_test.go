@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"matriarch/internal/identity"
 	"matriarch/internal/testkit"
@@ -19,7 +22,7 @@ import (
 func TestSecurity(t *testing.T) {
 	t.Parallel()
 	c := testkit.New(t)
-	c.Flags = []string{"--no-citus"}
+	c.Flags, c.Proxy = []string{"--no-citus"}, true
 	n1 := c.Bootstrap("n1")
 	c.Join(0, "n2", "n3")
 	c.WaitHealthy()
@@ -108,12 +111,23 @@ func TestSecurity(t *testing.T) {
 	})
 
 	w.Check()
+	// To PostgreSQL a proxy's clients come from a node's address: that alone must not make anybody a member.
+	c.Run("strangers at the proxy", func(t *testing.T) {
+		p := c.WaitPrimary(0)
+		if err := throughProxy(t, p, ""); err == nil || !strings.Contains(err.Error(), "certificate") {
+			t.Errorf("the superuser's password, without a certificate: %v", err)
+		}
+		if err := throughProxy(t, p, copyOf(t, others(members, p)[0])); err != nil {
+			t.Errorf("a member's certificate: %v", err)
+		}
+	})
 	c.Run("a removed node", func(t *testing.T) {
 		n2 := c.Named("n2")
 		if c.WaitPrimary(0) == n2 {
 			n2 = c.Named("n3")
 		}
-		kept, err := identity.Dir(n2.Dir).TLS() // as a thief would have copied it
+		files := copyOf(t, n2) // as a thief would have
+		kept, err := identity.Dir(n2.Dir).TLS()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,9 +161,40 @@ func TestSecurity(t *testing.T) {
 			if !transport.RevokedAre(crl, []string{string(kept.Self().NodeID)}, cas...) {
 				return fmt.Errorf("the list of revoked certificates does not name it")
 			}
+			if err := throughProxy(t, p, files); err == nil || !strings.Contains(err.Error(), "revoked") {
+				return fmt.Errorf("logging in with its certificate: %w", cmp.Or(err, errors.New("let in")))
+			}
 			return nil
 		})
 	})
+}
+
+// copyOf copies the files that make a node the superuser at PostgreSQL.
+func copyOf(t *testing.T, n *testkit.Node) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(n.Dir, "pg", "tls"))); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// throughProxy logs in as the superuser, always with the right password, over TLS at a node's proxy, with the certificate of a directory if one is given.
+func throughProxy(t *testing.T, n *testkit.Node, dir string) error {
+	t.Helper()
+	pass, err := identity.Dir(n.Dir).Secret(identity.Superuser)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := fmt.Sprintf("postgres://postgres:%s@%s/%s?sslmode=require&connect_timeout=5", pass, n.ToCoordinator(), testkit.Database)
+	if dir != "" {
+		url += "&sslcert=" + filepath.Join(dir, "superuser.crt") + "&sslkey=" + filepath.Join(dir, "superuser.key")
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err == nil {
+		err = conn.Close(t.Context())
+	}
+	return err
 }
 
 func ok(t *testing.T, r testkit.Result) {
