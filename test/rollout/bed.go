@@ -81,11 +81,13 @@ type formation struct {
 		Name    string `json:"member"`
 		Version string `json:"version"`
 	} `json:"members"`
-	Groups []struct {
-		ID      int    `json:"group"`
-		Primary string `json:"primary"`
-		Epoch   string `json:"epoch"`
-	} `json:"groups"`
+	Groups []group `json:"groups"`
+}
+
+type group struct {
+	ID      int    `json:"group"`
+	Primary string `json:"primary"`
+	Epoch   string `json:"epoch"`
 }
 
 func (b *bed) formation(ctx context.Context, from *host) (f formation, err error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -39,7 +40,7 @@ func mainErr() error {
 	f := flag.NewFlagSet("rollout", flag.ContinueOnError)
 	f.StringVar(&o.out, "out", "rollout-out", "directory for the output of playbooks, and for the logs of a run that failed")
 	f.BoolVar(&o.reduced, "reduced", false, "three hosts: installation, repetition, upgrade, stop, power cut")
-	f.StringVar(&o.only, "only", "", "names of steps, with commas, besides those that make the formation; in the reduced form, too, of those that it leaves out")
+	f.StringVar(&o.only, "only", "", "names of steps, with commas, besides those that make the formation; also of those that the form leaves out")
 	if err := f.Parse(os.Args[1:]); err != nil {
 		return err
 	}
@@ -71,16 +72,11 @@ func (o options) suites() []string {
 }
 
 // wants reports whether a step that others do not need is to be done.
-func (o options) wants(step string) bool {
-	if o.only == "" {
-		return true
+func (o options) wants(st step) bool {
+	if o.only != "" {
+		return slices.Contains(strings.Split(o.only, ","), st.name)
 	}
-	for name := range strings.SplitSeq(o.only, ",") {
-		if name == step {
-			return true
-		}
-	}
-	return false
+	return st.form == always || st.form == full && !o.reduced
 }
 
 // table is what is printed at the end.

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 )
 
-// away takes the primary of group 0 away, brings it back, and says what clients saw until another took over.
-func (s *scene) away(ctx context.Context, take, bring func(*host) error) (string, error) {
-	p, err := s.primary(ctx, s.nodes[0], 0)
+// away takes the primary of a group away, brings it back, and says what clients saw until another took over.
+func (s *scene) away(ctx context.Context, group int, take, bring func(*host) error) (string, error) {
+	p, err := s.primary(ctx, s.nodes[0], group)
 	if err != nil {
 		return "", err
 	}
@@ -21,7 +19,7 @@ func (s *scene) away(ctx context.Context, take, bring func(*host) error) (string
 			return err
 		}
 		return s.until(ctx, time.Minute, "another is primary", func() error {
-			now, err := s.primary(ctx, s.other(p), 0)
+			now, err := s.primary(ctx, s.other(p), group)
 			if err == nil && now == p {
 				err = errors.New("it is still " + p.name)
 			}
@@ -41,7 +39,7 @@ func (s *scene) away(ctx context.Context, take, bring func(*host) error) (string
 
 func (s *scene) stopPrimary(ctx context.Context) (string, error) {
 	var took time.Duration
-	says, err := s.away(ctx, func(h *host) error {
+	says, err := s.away(ctx, 0, func(h *host) error {
 		began := time.Now()
 		_, err := h.ssh(ctx, "systemctl stop matriarch && "+nothing+" && journalctl -u matriarch -o cat | grep -q 'handed over before the stop'")
 		took = time.Since(began)
@@ -55,7 +53,7 @@ func (s *scene) stopPrimary(ctx context.Context) (string, error) {
 
 func (s *scene) reboot(ctx context.Context) (string, error) {
 	var old string
-	return s.away(ctx, func(h *host) (err error) {
+	return s.away(ctx, 0, func(h *host) (err error) {
 		old, err = h.ssh(ctx, "cat /proc/1/stat | cut -d' ' -f22; systemctl reboot")
 		return err
 	}, func(h *host) error {
@@ -70,110 +68,70 @@ func (s *scene) reboot(ctx context.Context) (string, error) {
 }
 
 func (s *scene) powerCut(ctx context.Context) (string, error) {
-	return s.away(ctx, (*host).powerCut, func(h *host) error { return h.boot(ctx) })
+	return s.away(ctx, 0, (*host).powerCut, func(h *host) error { return h.boot(ctx) })
 }
 
-// stopAll stops the whole formation, the primaries as they come, and starts it again.
-func (s *scene) stopAll(ctx context.Context) (string, error) {
-	began := time.Now()
-	err := each(s.nodes, func(h *host) error {
-		_, err := h.ssh(ctx, `systemctl stop matriarch && `+nothing+` && test "$(systemctl show -p Result --value matriarch)" = success && tail -n 1 /var/lib/matriarch/postgresql.log | grep -q 'database system is shut down'`)
+// freeze stops the agent's process, as a deadlock in it would, and tells which one it was.
+func (s *scene) freeze(ctx context.Context, h *host) (self, error) {
+	was, err := s.self(ctx, h)
+	if err == nil {
+		_, err = h.ssh(ctx, fmt.Sprintf("kill -STOP %d", was.Processes.Agent))
+	}
+	return was, err
+}
+
+// revived waits until systemd's watchdog has replaced a frozen agent.
+func (s *scene) revived(ctx context.Context, h *host, was self) (now self, err error) {
+	err = s.until(ctx, time.Minute, h.name+" has a new agent", func() (err error) {
+		now, err = s.self(ctx, h)
+		if err == nil && (now.Processes.Agent == was.Processes.Agent || now.Postmaster == 0) {
+			err = errors.New("it has not")
+		}
 		return err
 	})
 	if err != nil {
-		return "", err
+		return now, err
 	}
-	stopped := time.Since(began)
-	began = time.Now()
-	if err := each(s.nodes, func(h *host) error { _, err := h.ssh(ctx, "systemctl start matriarch"); return err }); err != nil {
-		return "", err
-	}
-	if err := s.healthy(ctx, s.nodes[0]); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("down in order after %.1f s, healthy %.1f s after the start", stopped.Seconds(), time.Since(began).Seconds()), nil
+	_, err = h.ssh(ctx, `test "$(systemctl show -p NRestarts --value matriarch)" -gt 0 && journalctl -u matriarch -o cat | grep -qi 'watchdog timeout'`)
+	return now, err
 }
 
-// restore saves the control plane and rebuilds it from the file; the data stays where it is.
-func (s *scene) restore(ctx context.Context) (string, error) {
-	if _, err := s.plain(ctx, s.inv, "backup-control-plane", "-e", "matriarch_backup_dir="+s.dir+"/backups"); err != nil {
+// hungStandby freezes the agent of a standby: its PostgreSQL streams on, with the same process, and nobody sees an error.
+func (s *scene) hungStandby(ctx context.Context) (string, error) {
+	p, err := s.primary(ctx, s.nodes[0], 0)
+	if err != nil {
 		return "", err
 	}
-	files, err := filepath.Glob(filepath.Join(s.dir, "backups", "*.snapshot"))
-	if err != nil || len(files) != 1 {
-		return "", fmt.Errorf("want one file, not %q (%w)", files, err)
-	}
-	if st, err := os.Stat(files[0]); err != nil || st.Mode().Perm() != 0o600 {
-		return "", fmt.Errorf("the file is readable by others (%w)", err)
-	}
+	h := s.nodes[slices.IndexFunc(s.nodes, func(h *host) bool { return h.group == 0 && h != p && h != s.nodes[0] })]
 	began := time.Now()
-	if _, err := s.plain(ctx, s.inv, "restore-control-plane", "-e", "matriarch_backup="+files[0], "-e", "matriarch_confirm=restore"); err != nil {
-		return "", err
-	}
-	if err := s.healthy(ctx, s.nodes[0]); err != nil {
-		return "", err
-	}
-	for _, w := range s.writers {
-		if err := w.writesAgain(ctx, s.bed); err != nil {
-			return "", err
-		}
-	}
-	_, err = s.nodes[0].ssh(ctx, "! ls /var/lib/matriarch/secrets/*.snapshot 2>/dev/null")
-	return fmt.Sprintf("restored in %.0f s, no copy left on the hosts", time.Since(began).Seconds()), err
-}
-
-func (s *scene) check(ctx context.Context) (string, error) {
-	var parts []string
-	for _, w := range s.writers {
-		says, err := w.check(ctx)
+	var took time.Duration
+	_, failed, says, err := s.measured(ctx, func() error {
+		was, err := s.freeze(ctx, h)
 		if err != nil {
-			return "", err
+			return err
 		}
-		parts = append(parts, says)
+		now, err := s.revived(ctx, h, was)
+		if err == nil && now.Postmaster != was.Postmaster {
+			err = fmt.Errorf("%s: %s, and was %s", h.name, now.served(), was.served())
+		}
+		took = time.Since(began)
+		return errors.Join(err, s.healthy(ctx, s.other(h)))
+	})
+	if err == nil && failed > 0 {
+		err = errors.New(says)
 	}
-	return strings.Join(parts, "; "), nil
+	return fmt.Sprintf("new agent after %.0f s, same postmaster; %s", took.Seconds(), says), err
 }
 
-func (s *scene) uninstall(ctx context.Context) (string, error) {
-	if _, err := s.plain(ctx, s.inv, "uninstall", "-e", "matriarch_confirm=yes"); err == nil {
-		return "", errors.New("it went on without the confirmation")
-	}
-	if err := s.healthy(ctx, s.nodes[0]); err != nil {
-		return "", err
-	}
-	if _, err := s.plain(ctx, s.inv, "uninstall", "-e", "matriarch_confirm=uninstall"); err != nil {
-		return "", err
-	}
-	err := each(s.nodes, func(h *host) error {
-		_, err := h.ssh(ctx, nothing+" && test ! -e /usr/bin/matriarch && test -f /var/lib/matriarch/pgdata/PG_VERSION && test -f /etc/matriarch/matriarch.yml")
+// hungPrimary freezes the agent of a primary: its sentinel ends PostgreSQL with the lease, another takes over, and the watchdog brings it back.
+func (s *scene) hungPrimary(ctx context.Context) (string, error) {
+	var was self
+	_, group := s.newcomer()
+	return s.away(ctx, group, func(h *host) (err error) {
+		was, err = s.freeze(ctx, h)
+		return err
+	}, func(h *host) error {
+		_, err := s.revived(ctx, h, was)
 		return err
 	})
-	return "refused without the word; data and configuration stay", err
-}
-
-// trixie is a formation of one host with another distribution and another PostgreSQL.
-func (s *scene) trixie(ctx context.Context) (string, error) {
-	h := s.add("alone", "trixie", 0)
-	if err := h.lay(); err != nil {
-		return "", err
-	}
-	if err := h.boot(ctx); err != nil {
-		return "", err
-	}
-	inv, err := s.inventory("trixie", []*host{h})
-	if err != nil {
-		return "", err
-	}
-	if _, err := s.plain(ctx, inv, "site"); err != nil {
-		return "", err
-	}
-	if err := s.healthy(ctx, h); err != nil {
-		return "", err
-	}
-	if _, err := unchanged(s.plain(ctx, inv, "site")); err != nil {
-		return "", err
-	}
-	out, err := h.ssh(ctx, "systemctl --version | head -1; cat /var/lib/matriarch/pgdata/PG_VERSION")
-	_ = os.Remove(inv)
-	return strings.ReplaceAll(out, "\n", ", PostgreSQL "), err
 }

@@ -23,6 +23,7 @@ type scene struct {
 	writers []*writer
 
 	upgraded bool
+	new      *host // made, and not yet a node
 }
 
 // nothing says that no process of Matriarch's is left on a host.
@@ -31,38 +32,55 @@ const nothing = `test -z "$(pgrep -x postgres; pgrep -x matriarch)"`
 // step is one row of the table.
 type step struct {
 	name string
-	full bool // left out of the reduced form
+	form form
 	do   func(context.Context) (string, error)
 }
 
+// form is where a step belongs.
+type form int
+
+const (
+	always form = iota
+	full        // not in the reduced form
+	named       // only when -only names it
+)
+
 func (b *bed) run(ctx context.Context, o options) error {
 	s := &scene{bed: b, o: o}
-	must := []step{{"hosts boot", false, s.bootAll}, {"check mode", true, s.checkMode}, {"site", false, s.site}}
+	must := []step{{"hosts boot", always, s.bootAll}, {"check mode", full, s.checkMode}, {"site", always, s.site}}
 	steps := []step{
-		{"lint", false, s.lint},
-		{"site again", false, s.siteAgain},
-		{"site without a host", true, s.siteWithout},
-		{"writers", false, s.write},
-		{"upgrade-matriarch", false, s.upgrade},
-		{"upgrade again", true, s.upgradeAgain},
-		{"upgrade-postgres-minor", true, s.minor},
-		{"systemctl restart", true, s.restartAll},
-		{"add-node", true, s.addNode},
-		{"remove-node", true, s.removeNode},
-		{"stop primary", false, s.stopPrimary},
-		{"reboot primary", true, s.reboot},
-		{"power cut primary", false, s.powerCut},
-		{"stop all at once", true, s.stopAll},
-		{"backup and restore", true, s.restore},
-		{"data", false, s.check},
-		{"secrets in output", false, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
-		{"uninstall", true, s.uninstall},
-		{"trixie", true, s.trixie},
+		{"lint", always, s.lint},
+		{"site without a host", full, s.siteWithout},
+		{"site again", always, s.siteAgain},
+		{"check mode again", named, s.checkAgain},
+		{"hardening", full, s.hardening},
+		{"writers", always, s.write},
+		{"upgrade to no program", full, s.upgradeBroken},
+		{"upgrade-matriarch", always, s.upgrade},
+		{"upgrade again", named, s.upgradeAgain},
+		{"upgrade-postgres-minor", full, s.minor},
+		{"systemctl restart", full, s.restartAll},
+		{"rotate-certificates", full, s.rotate},
+		{"add-node that fails", full, s.addNodeFails},
+		{"add-node", full, s.addNode},
+		{"remove-node", full, s.removeNode},
+		{"stop primary", always, s.stopPrimary},
+		{"reboot primary", full, s.reboot},
+		{"power cut primary", always, s.powerCut},
+		{"hung agent of a standby", full, s.hungStandby},
+		{"hung agent of a primary", full, s.hungPrimary},
+		{"stop all in any order", full, s.stopAll},
+		{"backup and restore", full, s.restore},
+		{"data", always, s.check},
+		{"secrets in output", always, func(ctx context.Context) (string, error) { return "none", s.secrets(ctx, s.nodes[0]) }},
+		{"uninstall", full, s.uninstall},
+		{"site after uninstall", named, s.siteAfter},
+		{"trixie", full, s.trixie},
 	}
 	var errs []error
 	for i, st := range append(must, steps...) {
-		needed := !st.full && i < len(must) || st.name == "writers"
-		if o.only == "" && st.full && o.reduced || !needed && !o.wants(st.name) {
+		needed := st.form == always && i < len(must) || st.name == "writers"
+		if !needed && !o.wants(st) {
 			continue
 		}
 		began := time.Now()
@@ -130,6 +148,12 @@ func (s *scene) site(ctx context.Context) (string, error) {
 	return fmt.Sprintf("changed=%d", r.changed), s.healthy(ctx, s.nodes[0])
 }
 
+// hardening is what systemd thinks of the unit: 0 is closed, 10 is open.
+func (s *scene) hardening(ctx context.Context) (string, error) {
+	out, err := s.nodes[0].ssh(ctx, "systemd-analyze security --no-pager --threshold=40 matriarch.service | tail -n 1")
+	return strings.Trim(out, "→ "), err
+}
+
 func unchanged(r recap, err error) (string, error) {
 	if err == nil && r.changed > 0 {
 		err = fmt.Errorf("changed=%d", r.changed)
@@ -141,7 +165,11 @@ func (s *scene) siteAgain(ctx context.Context) (string, error) {
 	return unchanged(s.plain(ctx, s.inv, "site"))
 }
 
-// siteWithout plays site while one host is gone: the others are served, and a repetition does the rest.
+func (s *scene) checkAgain(ctx context.Context) (string, error) {
+	return unchanged(s.plain(ctx, s.inv, "site", "--check", "--diff"))
+}
+
+// siteWithout plays site while one host is gone: the others are served. The step after it plays it once more, with all.
 func (s *scene) siteWithout(ctx context.Context) (string, error) {
 	gone := s.nodes[len(s.nodes)-1]
 	if err := gone.powerCut(); err != nil {
@@ -151,14 +179,7 @@ func (s *scene) siteWithout(ctx context.Context) (string, error) {
 	if err == nil || r.unreachable != 1 || r.failed != 0 || r.changed != 0 {
 		return "", fmt.Errorf("want one host unreachable and the others well, not %+v (%w)", r, err)
 	}
-	if err := gone.boot(ctx); err != nil {
-		return "", err
-	}
-	if err := s.healthy(ctx, s.nodes[0]); err != nil {
-		return "", err
-	}
-	_, err = unchanged(s.plain(ctx, s.inv, "site"))
-	return "others untouched, then changed=0", err
+	return "one unreachable, others changed=0", errors.Join(gone.boot(ctx), s.healthy(ctx, s.nodes[0]))
 }
 
 func (s *scene) write(ctx context.Context) (string, error) {
@@ -203,6 +224,28 @@ func (s *scene) measured(ctx context.Context, do func() error) (longest time.Dur
 	return longest, failed, strings.Join(parts, "; "), nil
 }
 
+// upgradeBroken plays the upgrade with a file that is no program: it ends at the first node, which still runs what it ran.
+func (s *scene) upgradeBroken(ctx context.Context) (string, error) {
+	broken := filepath.Join(s.dir, "broken")
+	if err := os.WriteFile(broken, []byte("#!/bin/false\n"), 0o600); err != nil {
+		return "", err
+	}
+	_, failed, says, err := s.measured(ctx, func() error {
+		return s.untouched(ctx, func() error {
+			r, err := s.play(ctx, s.inv, "upgrade-matriarch", "-e", "matriarch_binary="+broken)
+			if err == nil || r.failed != 1 || r.changed != 0 {
+				return fmt.Errorf("want one host failed and nothing changed, not %+v (%w)", r, err)
+			}
+			_, err = s.nodes[0].ssh(ctx, "matriarch version")
+			return errors.Join(err, s.healthy(ctx, s.nodes[0]))
+		})
+	})
+	if err == nil && failed > 0 {
+		err = errors.New(says)
+	}
+	return "ends at the first node, nothing changed; " + says, err
+}
+
 func (s *scene) upgrade(ctx context.Context) (string, error) {
 	longest, failed, says, err := s.measured(ctx, func() error {
 		_, err := s.plain(ctx, s.inv, "upgrade-matriarch", "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new"))
@@ -231,106 +274,73 @@ func (s *scene) upgradeAgain(ctx context.Context) (string, error) {
 	return unchanged(s.plain(ctx, s.inv, "upgrade-matriarch", "-e", "matriarch_binary="+filepath.Join(s.dir, "matriarch-new")))
 }
 
-// minor restarts every server as after a new minor version, which there is none of here.
+// minor gives every host PostgreSQL's program as a new minor version does, and plays the upgrade: each server runs the new one afterwards,
+// and a repetition leaves them alone.
 func (s *scene) minor(ctx context.Context) (string, error) {
+	if err := each(s.nodes, func(h *host) error {
+		_, err := h.ssh(ctx, "cd /usr/lib/postgresql/15/bin && cp -p postgres postgres.new && mv postgres.new postgres")
+		return err
+	}); err != nil {
+		return "", err
+	}
 	_, _, says, err := s.measured(ctx, func() error {
-		_, err := s.plain(ctx, s.inv, "upgrade-postgres-minor", "-e", "matriarch_force_restart=true")
+		_, err := s.plain(ctx, s.inv, "upgrade-postgres-minor")
 		return err
 	})
-	return says, err
+	if err != nil {
+		return says, err
+	}
+	for _, h := range s.nodes {
+		now, err := s.self(ctx, h)
+		if err == nil {
+			_, err = h.ssh(ctx, fmt.Sprintf("! readlink /proc/%d/exe | grep -q deleted", now.Postmaster))
+		}
+		if err != nil {
+			return says, fmt.Errorf("%s runs the old program: %w", h.name, err)
+		}
+	}
+	return says, s.untouched(ctx, func() error {
+		_, err := unchanged(s.plain(ctx, s.inv, "upgrade-postgres-minor"))
+		return err
+	})
 }
 
-// restartAll restarts each agent by hand: the server's process and its lease are what they were.
+// restart restarts a node's agent by hand, and waits until the server's process and its lease are known to be what they were.
+func (s *scene) restart(ctx context.Context, h *host) (took time.Duration, err error) {
+	before, err := s.self(ctx, h)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if _, err := h.ssh(ctx, "systemctl restart matriarch"); err != nil {
+		return 0, err
+	}
+	took = time.Since(began)
+	return took, s.until(ctx, 30*time.Second, h.name+" has the process and the lease that it had", func() error {
+		after, err := s.self(ctx, h)
+		if err == nil && (after.served() != before.served() || after.Processes.Agent == before.Processes.Agent) {
+			err = fmt.Errorf("%s, and was %s", after.served(), before.served())
+		}
+		return err
+	})
+}
+
 func (s *scene) restartAll(ctx context.Context) (string, error) {
-	const what = `matriarch --output json status $(hostname) | grep -E '"postmaster"|"writable"|"epoch"' | tr -d '\n'`
 	var longest time.Duration
-	gap, failed, says, err := s.measured(ctx, func() error {
+	_, failed, says, err := s.measured(ctx, func() error {
 		for _, h := range s.nodes {
-			before, err := h.ssh(ctx, what)
+			took, err := s.restart(ctx, h)
 			if err != nil {
 				return err
 			}
-			began := time.Now()
-			if _, err := h.ssh(ctx, "systemctl restart matriarch"); err != nil {
-				return err
-			}
-			longest = max(longest, time.Since(began))
-			err = s.until(ctx, 30*time.Second, h.name+" has the process and the lease that it had", func() error {
-				after, err := h.ssh(ctx, what)
-				if err == nil && after != before {
-					err = fmt.Errorf("%s, and was %s", after, before)
-				}
-				return err
-			})
-			if err != nil {
-				return err
-			}
+			longest = max(longest, took)
 		}
 		return nil
 	})
 	if err == nil && failed > 0 {
 		err = errors.New(says)
 	}
-	_ = gap
 	return fmt.Sprintf("%s; longest restart %.1f s", says, longest.Seconds()), err
-}
-
-func (s *scene) addNode(ctx context.Context) (string, error) {
-	name, group := s.newcomer()
-	h := s.add(name, "bookworm", group)
-	if err := h.lay(); err != nil {
-		return "", err
-	}
-	if err := h.boot(ctx); err != nil {
-		return "", err
-	}
-	s.nodes = append(s.nodes, h)
-	var err error
-	if s.inv, err = s.inventory("inventory", s.nodes); err != nil {
-		return "", err
-	}
-	_, _, says, err := s.measured(ctx, func() error {
-		_, err := s.plain(ctx, s.inv, "add-node", "-e", "matriarch_new="+name, "-e", "matriarch_binary="+s.program())
-		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
-	})
-	return says, err
-}
-
-// program is the version that the formation runs: a node of another major version may not join.
-func (s *scene) program() string {
-	if s.upgraded {
-		return filepath.Join(s.dir, "matriarch-new")
-	}
-	return filepath.Join(s.dir, "matriarch")
-}
-
-// newcomer is the host that is added and removed.
-func (s *scene) newcomer() (name string, group int) {
-	if s.o.reduced {
-		return "coord-4", 0
-	}
-	return "work1-3", 1
-}
-
-func (s *scene) removeNode(ctx context.Context) (string, error) {
-	name, _ := s.newcomer()
-	if s.nodes[len(s.nodes)-1].name != name {
-		return "", errors.New("there is nobody to remove: the step add-node comes before")
-	}
-	_, _, says, err := s.measured(ctx, func() error {
-		_, err := s.plain(ctx, s.inv, "remove-node", "-e", "matriarch_node="+name)
-		return errors.Join(err, s.healthy(ctx, s.nodes[0]))
-	})
-	if err != nil {
-		return says, err
-	}
-	gone := s.named(name)
-	if _, err := gone.ssh(ctx, "! systemctl is-active -q matriarch && test -d /var/lib/matriarch/pgdata"); err != nil {
-		return says, err
-	}
-	s.nodes = s.nodes[:len(s.nodes)-1]
-	s.inv, err = s.inventory("inventory", s.nodes)
-	return says + "; its data is there", errors.Join(err, gone.powerCut())
 }
 
 // other is a node that is not the one about to go.
