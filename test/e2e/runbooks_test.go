@@ -38,8 +38,8 @@ func TestRunbooks(t *testing.T) {
 		configure(t, standby, func(f *config.Config) { f.Certificates.Lifetime = 240 * time.Hour })
 		renew()
 		c.Eventually("the alert's metric", func() error { return short(left(), 0, soon) })
-		if r := standby.CLI("doctor"); !strings.Contains(r.Out, "expires on") {
-			t.Errorf("doctor says nothing:\n%s%s", r.Out, r.Err)
+		if r := nodes[0].CLI("certificates", "show"); !strings.Contains(r.Out, time.Now().Add(left()).UTC().Format("2006-01-02T15:")) {
+			t.Errorf("it is not shown until when:\n%s%s", r.Out, r.Err)
 		}
 		configure(t, standby, func(f *config.Config) { f.Certificates.Lifetime = 365 * 24 * time.Hour })
 		renew()
