@@ -59,7 +59,9 @@ type leadership struct{ consensus.Leadership }
 
 // Term rises for the life of the databases that it is written into: a restored control plane counts Raft's terms from the beginning, in
 // another incarnation. The first incarnation's are Raft's own.
-func (l leadership) Term() uint64 { return provenTerm(l.State().Cluster.Incarnation, l.Leadership.Term) }
+func (l leadership) Term() uint64 {
+	return provenTerm(l.State().Cluster.Incarnation, l.Leadership.Term)
+}
 
 func provenTerm(incarnation, term uint64) uint64 { return (max(incarnation, 1)-1)<<40 | term }
 

@@ -106,14 +106,18 @@ func (n *node) citusWork(ctx context.Context, l *consensus.Leadership, ws []citu
 			return err
 		}), nil
 	case admin.CitusStop:
-		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error { return n.citus.StopRebalance(ctx, leadership{*l}.Term(), w) }), nil
+		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error {
+			return n.citus.StopRebalance(ctx, leadership{*l}.Term(), w)
+		}), nil
 	case admin.CitusDrain:
 		return inEach(ws, func(w citus.Wanted, a *admin.CitusAnswer) (err error) {
 			a.Job, err = n.citus.Drain(ctx, leadership{*l}.Term(), w, r.Group, r.Options)
 			return err
 		}), nil
 	case admin.CitusUndrain:
-		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error { return n.citus.Undrain(ctx, leadership{*l}.Term(), w, r.Group) }), nil
+		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error {
+			return n.citus.Undrain(ctx, leadership{*l}.Term(), w, r.Group)
+		}), nil
 	case admin.CitusRemove:
 		return nil, n.retire(ctx, l, r.Group)
 	}
