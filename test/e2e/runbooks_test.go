@@ -24,7 +24,7 @@ func TestRunbooks(t *testing.T) {
 		standby := others(nodes, c.WaitPrimary(0))[0]
 		const soon = 14 * 24 * time.Hour // as in the alert
 		left := func() time.Duration {
-			at, _ := series(t, standby, "matriarch_certificate_expiry_timestamp_seconds")
+			at, _ := series(t, standby, "matriarch_certificate_expiry_timestamp_seconds", `certificate="node"`)
 			return time.Until(time.Unix(int64(at), 0))
 		}
 		renew := func() {
