@@ -57,7 +57,13 @@ func (n *node) giveWord(ctx context.Context, from transport.Peer, r decide.WordR
 // leadership is one term as the conductor sees it.
 type leadership struct{ consensus.Leadership }
 
-func (l leadership) Term() uint64 { return l.Leadership.Term }
+// Term rises for the life of the databases that it is written into: a restored control plane counts Raft's terms from the beginning, in
+// another incarnation. The first incarnation's are Raft's own.
+func (l leadership) Term() uint64 {
+	return provenTerm(l.State().Cluster.Incarnation, l.Leadership.Term)
+}
+
+func provenTerm(incarnation, term uint64) uint64 { return (max(incarnation, 1)-1)<<40 | term }
 
 func (l leadership) Submit(ctx context.Context, c fsm.Command) (fsm.Result, error) {
 	return l.Propose(ctx, c)

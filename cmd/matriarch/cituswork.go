@@ -102,18 +102,22 @@ func (n *node) citusWork(ctx context.Context, l *consensus.Leadership, ws []citu
 	switch r.Do {
 	case admin.CitusRebalance:
 		return inEach(ws, func(w citus.Wanted, a *admin.CitusAnswer) (err error) {
-			a.Job, err = n.citus.Rebalance(ctx, l.Term, w, r.Options)
+			a.Job, err = n.citus.Rebalance(ctx, leadership{*l}.Term(), w, r.Options)
 			return err
 		}), nil
 	case admin.CitusStop:
-		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error { return n.citus.StopRebalance(ctx, l.Term, w) }), nil
+		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error {
+			return n.citus.StopRebalance(ctx, leadership{*l}.Term(), w)
+		}), nil
 	case admin.CitusDrain:
 		return inEach(ws, func(w citus.Wanted, a *admin.CitusAnswer) (err error) {
-			a.Job, err = n.citus.Drain(ctx, l.Term, w, r.Group, r.Options)
+			a.Job, err = n.citus.Drain(ctx, leadership{*l}.Term(), w, r.Group, r.Options)
 			return err
 		}), nil
 	case admin.CitusUndrain:
-		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error { return n.citus.Undrain(ctx, l.Term, w, r.Group) }), nil
+		return inEach(ws, func(w citus.Wanted, _ *admin.CitusAnswer) error {
+			return n.citus.Undrain(ctx, leadership{*l}.Term(), w, r.Group)
+		}), nil
 	case admin.CitusRemove:
 		return nil, n.retire(ctx, l, r.Group)
 	}
@@ -134,7 +138,7 @@ func (n *node) retire(ctx context.Context, l *consensus.Leadership, g fsm.GroupI
 		return err
 	}
 	if ws, err = wants(n.consensus.State()); err == nil {
-		err = n.citus.RemoveGroup(ctx, l.Term, ws, g)
+		err = n.citus.RemoveGroup(ctx, leadership{*l}.Term(), ws, g)
 	}
 	switch {
 	case err == nil:
