@@ -31,6 +31,7 @@ type batch struct {
 	from    int
 	prev    uint64 // id of the record before
 	history []fork
+	epoch   fsm.Epoch // of the server
 }
 
 type reply struct{ flushed int }
@@ -82,7 +83,7 @@ func (p *proc) walsender(c net.Conn, h hello) {
 			_ = c.Close()
 			return
 		}
-		b := batch{recs: slices.Clone(p.s.dir.wal[min(sent, len(p.s.dir.wal)):]), from: sent, history: append(slices.Clone(p.s.dir.history), fork{p.s.dir.tl, 0})}
+		b := batch{recs: slices.Clone(p.s.dir.wal[min(sent, len(p.s.dir.wal)):]), from: sent, history: append(slices.Clone(p.s.dir.history), fork{p.s.dir.tl, 0}), epoch: p.epoch}
 		if sent > 0 {
 			b.prev = p.s.dir.wal[sent-1].id
 		}
@@ -254,7 +255,9 @@ func (p *proc) follow(ctx context.Context, r *receiver) string {
 	}
 }
 
-// flush writes what arrived. PostgreSQL would not notice another history of the same numbers; the checker does.
+// flush writes what arrived. PostgreSQL may not notice another history of the same numbers; the checker does. Where the upstream is primary in
+// a newer epoch than is followed here, the agent has not heard of it yet or does not run. Nobody counts on such a standby, and it is cloned
+// when the agent comes to it: until then each record's link to the one before has to do.
 func (p *proc) flush(ctx context.Context, r *receiver, b batch) error {
 	if p.w.chance(0.3) {
 		if err := pause(ctx, p.w.draw(0, 20*time.Millisecond)); err != nil {
@@ -269,6 +272,9 @@ func (p *proc) flush(ctx context.Context, r *receiver, b batch) error {
 	d := p.s.dir
 	r.streaming = true
 	if b.from != len(d.wal) || (b.from > 0 && d.wal[b.from-1].id != b.prev) {
+		if r.conf.Epoch.Less(b.epoch) {
+			return errGone
+		}
 		p.w.violate("group %d: %s streams from %s, whose history is another one (timeline %d, %d records)", p.m.group, p.m.name, r.conf.Upstream, d.tl, len(d.wal))
 		return errGone
 	}
