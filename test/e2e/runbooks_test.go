@@ -87,9 +87,12 @@ func TestRunbooks(t *testing.T) {
 			t.Errorf("the history does not tell why:\n%s%s", r.Out, r.Err)
 		}
 		mustRun(t, nodes[0], "config", "set", "--group", "0", "paused=true")
-		if r := nodes[1].CLI("history", "--group", "0"); !regexp.MustCompile(`paused.*asked for by \w+@`).MatchString(r.Out) {
-			t.Errorf("the history does not tell who paused the group:\n%s%s", r.Out, r.Err)
-		}
+		c.Eventually("another node's history tells who paused the group", func() error {
+			if r := nodes[1].CLI("history", "--group", "0"); !regexp.MustCompile(`paused.*asked for by \w+@`).MatchString(r.Out) {
+				return fmt.Errorf("it says:\n%s%s", r.Out, r.Err)
+			}
+			return nil
+		})
 		for _, n := range nodes {
 			if r := n.CLI("doctor"); !strings.Contains(r.Out, "clock") {
 				t.Errorf("doctor on %s:\n%s%s", n.Name, r.Out, r.Err)
