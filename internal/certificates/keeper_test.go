@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,26 +33,42 @@ const (
 
 // server stands for PostgreSQL.
 type server struct {
+	mu      sync.Mutex // while a keeper runs beside the test
 	files   pgmanager.TLSFiles
 	read    pgmanager.TLSFiles // as of the last reload
 	reloads int
 	fail    error
 }
 
-func (s *server) TLS() (pgmanager.TLSFiles, error) { return s.files, nil }
+func (s *server) TLS() (pgmanager.TLSFiles, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.files, nil
+}
 
 func (s *server) InstallTLS(f pgmanager.TLSFiles) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	changed := !bytes.Equal(flat(s.files), flat(f))
 	s.files = f
 	return changed, nil
 }
 
 func (s *server) Reload(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.fail == nil {
 		s.reloads++
 		s.read = s.files
 	}
 	return s.fail
+}
+
+// current reports whether it has read what it was given.
+func (s *server) current() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Equal(flat(s.read), flat(s.files))
 }
 
 func flat(f pgmanager.TLSFiles) []byte {
@@ -108,7 +125,8 @@ func TestRenewal(t *testing.T) {
 		b := newBench(t, life, Own{})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go func() { _ = b.Run(ctx) }()
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(ctx) }()
 		seen := map[string]bool{}
 		for range 40 {
 			time.Sleep(life / 4)
@@ -129,10 +147,12 @@ func TestRenewal(t *testing.T) {
 					t.Fatalf("the metric of %s says %s, it ends at %s", c.Use, told, c.NotAfter)
 				}
 			}
-			if !bytes.Equal(flat(b.server.read), flat(b.server.files)) {
+			if !b.server.current() {
 				t.Fatal("PostgreSQL does not know of its newest certificates")
 			}
 		}
+		cancel()
+		<-ended
 		if len(seen) < 4*14 || len(seen) > 4*16 { // one in two thirds of a life
 			t.Errorf("%d certificates for four uses in ten lives", len(seen))
 		}
