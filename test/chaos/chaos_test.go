@@ -51,7 +51,7 @@ func TestLostNumbers(t *testing.T) {
 
 func TestTwoPrimaries(t *testing.T) {
 	at := func(node int, timeline uint64, from, to int) ack {
-		return ack{node, timeline, time.Duration(from), time.Duration(to)}
+		return ack{node: node, timeline: timeline, from: time.Duration(from), to: time.Duration(to)}
 	}
 	for name, tt := range map[string]struct {
 		acks []ack
@@ -152,5 +152,21 @@ func TestScenarios(t *testing.T) {
 				t.Errorf("%s: %s does not begin at %s", s.name, f, begin)
 			}
 		}
+	}
+}
+
+func TestFigures(t *testing.T) {
+	zero := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	ms := func(n int) time.Time { return zero.Add(time.Duration(n) * time.Millisecond) }
+	l := &load{group: 1, numbers: newNumbers()}
+	for _, n := range []int{0, 100, 200, 1900, 2000, 2100, 9000} { // one node after the other answers
+		l.sampler.acks = append(l.sampler.acks, ack{at: ms(n)})
+	}
+	slices.Reverse(l.sampler.acks)
+	l.numbers.gaps = []gap{{ms(150), 3 * time.Second}, {ms(5000), time.Second}}
+	v := verdict{loads: []*load{{group: 0, numbers: newNumbers()}, l}, struck: []struck{{fault{kind: "cut node", lasts: time.Second, group: 1}, ms(300), h4}}}
+	want := "cut node for 1s, 1 times: no node acknowledged writes for 1700 ms (1700 to 1700), 0 is less than 200ms; a client that waits 3s for an answer had none for 3000 ms (3000 to 3000)\n"
+	if diff := cmp.Diff(want, v.figures()); diff != "" {
+		t.Error(diff)
 	}
 }

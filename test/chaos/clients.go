@@ -222,6 +222,7 @@ type ack struct {
 	node     int
 	timeline uint64
 	from, to time.Duration // since the beginning
+	at       time.Time     // when it came
 }
 
 // sampler tries a write on one node again and again, whatever the node is. Where the lease alone must protect, every second try writes without
@@ -256,7 +257,7 @@ func (s *sampler) sample(ctx context.Context, dsn string, node int, began time.T
 		s.tries++
 		if err == nil && len(walfile) == 24 {
 			if tl, err := strconv.ParseUint(walfile[:8], 16, 32); err == nil {
-				a.timeline = tl
+				a.timeline, a.at = tl, time.Now()
 				s.acks = append(s.acks, a)
 			}
 		}

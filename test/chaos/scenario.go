@@ -131,39 +131,55 @@ func (s scenario) judge(v *verdict) {
 	}
 }
 
-// figures is what each kind of fault cost the group that it hit: the longest time without an acknowledged write that began at it, or while it
-// lasted; the median, the least and the greatest.
+// outages are the times in which no node of the group acknowledged a sample, which is tried on each node by itself, ten times a second.
+func (s *sampler) outages() (out []gap) {
+	acks := slices.SortedFunc(slices.Values(s.acks), func(a, b ack) int { return a.at.Compare(b.at) })
+	for i := 1; i < len(acks); i++ {
+		if took := acks[i].at.Sub(acks[i-1].at); took > 2*sampleEvery {
+			out = append(out, gap{acks[i-1].at, took})
+		}
+	}
+	return out
+}
+
+// worstOf is the longest of the times that overlap with a fault.
+func worstOf(gaps []gap, s struck) (worst time.Duration) {
+	for _, g := range gaps {
+		if g.from.Add(g.took).After(s.at) && g.from.Before(s.at.Add(s.lasts)) {
+			worst = max(worst, g.took)
+		}
+	}
+	return worst
+}
+
+// figures is what each kind of fault cost the group that it hit: the median, the least and the greatest.
 func (v *verdict) figures() string {
 	var b strings.Builder
 	type what struct {
 		kind  string
 		lasts time.Duration
 	}
-	took := map[what][]time.Duration{}
+	nobody, client := map[what][]time.Duration{}, map[what][]time.Duration{}
 	var order []what
 	for _, s := range v.struck {
 		w := what{s.kind, s.lasts}
-		if took[w] == nil {
+		if nobody[w] == nil {
 			order = append(order, w)
 		}
-		var worst time.Duration
 		for _, l := range v.loads {
-			if l.through || l.group != s.group {
-				continue
-			}
-			for _, g := range l.numbers.gaps {
-				if g.from.Add(g.took).After(s.at) && g.from.Before(s.at.Add(s.lasts)) {
-					worst = max(worst, g.took)
-				}
+			if !l.through && l.group == s.group {
+				nobody[w] = append(nobody[w], worstOf(l.sampler.outages(), s))
+				client[w] = append(client[w], worstOf(l.numbers.gaps, s))
 			}
 		}
-		took[w] = append(took[w], worst)
+	}
+	spread := func(all []time.Duration) string {
+		slices.Sort(all)
+		return fmt.Sprintf("%d ms (%d to %d)", all[len(all)/2].Milliseconds(), all[0].Milliseconds(), all[len(all)-1].Milliseconds())
 	}
 	for _, w := range order {
-		all := took[w]
-		slices.Sort(all)
-		fmt.Fprintf(&b, "%s for %s, %d times: writes stopped for %d ms (%d to %d); under %d ms counts as 0\n", w.kind, w.lasts, len(all), all[len(all)/2].Milliseconds(),
-			all[0].Milliseconds(), all[len(all)-1].Milliseconds(), noticed.Milliseconds())
+		fmt.Fprintf(&b, "%s for %s, %d times: no node acknowledged writes for %s, 0 is less than %s; a client that waits %s for an answer had none for %s\n",
+			w.kind, w.lasts, len(nobody[w]), spread(nobody[w]), 2*sampleEvery, opTimeout, spread(client[w]))
 	}
 	return b.String()
 }
