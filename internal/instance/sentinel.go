@@ -37,9 +37,18 @@ type Sentinel struct {
 	mu     sync.Mutex
 	client *fence.Client
 	last   fence.Status
-	ended  time.Time // when the server did that words are of
-	words  string
+	words  *lastWords
 }
+
+// lastWords are what the server's log says of one of its ends.
+type lastWords struct {
+	ended time.Time
+	done  chan struct{} // closed when text is known
+	text  string
+}
+
+// wordsWait is how long an answer of the sentinel may be held up for them: the log's disk may hang, and the lease must not wait for it.
+const wordsWait = 100 * time.Millisecond
 
 // OpenSentinel connects to the sentinel that runs, or starts one.
 func OpenSentinel(ctx context.Context, cfg SentinelConfig, pg *pgmanager.Manager) (*Sentinel, error) {
@@ -167,14 +176,25 @@ func (s *Sentinel) Ping(ctx context.Context) (decide.Sentinel, error) {
 	return d, nil
 }
 
-// lastWords are what the server's log says of its end, looked up once.
+// lastWords looks them up once for each end; empty until they are known.
 func (s *Sentinel) lastWords(ended time.Time) string {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ended.Equal(ended) {
-		s.ended, s.words = ended, s.pg.LastWords()
+	w := s.words
+	if w == nil || !w.ended.Equal(ended) {
+		w = &lastWords{ended: ended, done: make(chan struct{})}
+		s.words = w
+		go func() {
+			w.text = s.pg.LastWords()
+			close(w.done)
+		}()
 	}
-	return s.words
+	s.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.text
+	case <-time.After(wordsWait):
+		return ""
+	}
 }
 
 // again dials once more. Nobody listening means that the sentinel is gone; silence does not.
