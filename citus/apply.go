@@ -35,16 +35,35 @@ func EndOlder(ctx context.Context, q Querier, term uint64) (int, error) {
 // prove writes the term into the conductor's table unless a higher one is there. The row stays locked to the end of the
 // transaction, so conductors follow one another.
 func prove(ctx context.Context, tx pgx.Tx, term uint64) error {
+	b := &pgx.Batch{}
+	queueProof(b, term)
+	return tx.SendBatch(ctx, b).Close()
+}
+
+func queueProof(b *pgx.Batch, term uint64) {
 	const mine = `INSERT INTO matriarch.conductor AS c (term) VALUES ($1)
 		ON CONFLICT (one) DO UPDATE SET term = excluded.term, at = now() WHERE c.term <= excluded.term`
-	tag, err := tx.Exec(ctx, mine, int64(term))
-	if err != nil {
-		return fmt.Errorf("prove term %d: %w", term, err)
+	queue(b, fmt.Sprintf("prove term %d", term), func(n int64) error {
+		if n == 0 {
+			return ErrDeposed
+		}
+		return nil
+	}, mine, int64(term))
+}
+
+// queue adds a statement to a batch, which costs one exchange with the server however many it holds: clients wait for some of
+// them, on hosts that are busy with a failover. Judge, if there is one, gets the number of its rows; what names it in an error.
+func queue(b *pgx.Batch, what string, judge func(rows int64) error, sql string, args ...any) {
+	b.Queue(sql, args...).Fn = func(br pgx.BatchResults) error {
+		tag, err := br.Exec()
+		if err == nil && judge != nil {
+			err = judge(tag.RowsAffected())
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
 	}
-	if tag.RowsAffected() == 0 {
-		return fmt.Errorf("prove term %d: %w", term, ErrDeposed)
-	}
-	return nil
 }
 
 // write runs f in a transaction that may change metadata: nobody else changes any meanwhile, and the term is proven. Only a
@@ -66,15 +85,15 @@ func (p *Pool) write(ctx context.Context, s *session, durable bool, f func(pgx.T
 	if err := lockRows(ctx, tx); err != nil {
 		return fmt.Errorf("lock pg_dist_node: %w", err)
 	}
-	if err := prove(ctx, tx, s.term); err != nil {
-		return err
-	}
 	level := "local"
 	if durable {
 		level = "on"
 	}
-	if _, err := tx.Exec(ctx, "SELECT set_config('synchronous_commit', $1, true)", level); err != nil {
-		return fmt.Errorf("set synchronous_commit: %w", err)
+	b := &pgx.Batch{}
+	queueProof(b, s.term)
+	queue(b, "set synchronous_commit", nil, "SELECT set_config('synchronous_commit', $1, true)", level)
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return err
 	}
 	if err := f(tx); err != nil {
 		return err
@@ -109,10 +128,13 @@ const lock = `LOCK TABLE pg_catalog.pg_dist_node IN SHARE ROW EXCLUSIVE MODE`
 
 // tryLock waits a moment only, and leaves the transaction usable.
 func tryLock(ctx context.Context, tx pgx.Tx) error {
-	return pgx.BeginFunc(ctx, tx, func(try pgx.Tx) error {
-		_, err := try.Exec(ctx, "SET LOCAL lock_timeout = '300ms'; "+lock, pgx.QueryExecModeSimpleProtocol)
-		return err
-	})
+	const try = "SAVEPOINT try; SET LOCAL lock_timeout = '300ms'; " + lock + "; RELEASE SAVEPOINT try"
+	_, err := tx.Exec(ctx, try, pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		_, back := tx.Exec(ctx, "ROLLBACK TO SAVEPOINT try", pgx.QueryExecModeSimpleProtocol)
+		err = errors.Join(err, back)
+	}
+	return err
 }
 
 // settle is the first transaction in a coordinator's database: whatever its rows say from the past is put right before
@@ -124,16 +146,8 @@ func (p *Pool) settle(ctx context.Context, s *session, want Wanted) ([]Step, err
 		if err != nil {
 			return err
 		}
-		for _, step := range Diff(p.hold(want, a.Rows, time.Now()), map[fsm.GroupID]Actual{0: a}) {
-			if _, ok := step.(UpdateNode); !ok {
-				continue
-			}
-			if err := run(ctx, tx, step); err != nil {
-				return err
-			}
-			done = append(done, step)
-		}
-		return nil
+		done = addresses(Diff(p.hold(want, a.Rows, time.Now()), map[fsm.GroupID]Actual{0: a}))
+		return run(ctx, tx, true, done...)
 	})
 	const undefinedTable, invalidSchema, readOnly, inRecovery = "42P01", "3F000", "25006", "55000"
 	switch sqlState(err) {
@@ -146,85 +160,78 @@ func (p *Pool) settle(ctx context.Context, s *session, want Wanted) ([]Step, err
 	return done, nil
 }
 
-// run carries one step out. Extension and recovery have ways of their own.
-func run(ctx context.Context, tx pgx.Tx, step Step) error {
-	var err error
+// run carries steps out, in one exchange. Extension and recovery have ways of their own. Force lets Citus end, after a second, the
+// sessions that hold the shards of a node whose address changes: they wait for a server that is gone. In a pause nobody can
+// hold any, and the worker process that would end them need not be started.
+func run(ctx context.Context, tx pgx.Tx, force bool, steps ...Step) error {
+	if len(steps) == 0 {
+		return nil
+	}
+	b := &pgx.Batch{}
+	for _, s := range steps {
+		if err := queueStep(b, s, force); err != nil {
+			return err
+		}
+	}
+	return tx.SendBatch(ctx, b).Close()
+}
+
+func queueStep(b *pgx.Batch, step Step, force bool) error {
+	what := step.String()
 	switch s := step.(type) {
 	case UpdateNode:
-		err = updateNode(ctx, tx, s, true)
-	case UpdateRow:
-		err = updateRow(ctx, tx, s)
+		const cooldown = 1000 // milliseconds
+		const update = `SELECT citus_update_node(nodeid, $4, $5::int, $7, $6::int) FROM pg_dist_node
+			WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+		queue(b, what, nil, "SET LOCAL lock_timeout = '8s'")
+		queue(b, what, one, update, s.NodeID, s.From.Host, s.From.Port, s.To.Host, s.To.Port, cooldown, force)
+	case UpdateRow: // the coordinator's daemon may have carried the new row there a moment before
+		const update = `UPDATE pg_dist_node SET nodename = $4, nodeport = $5::int WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+		const there = `SELECT FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
+		queue(b, what, nil, update, s.NodeID, s.From.Host, s.From.Port, s.To.Host, s.To.Port)
+		queue(b, what, one, there, s.NodeID, s.To.Host, s.To.Port)
 	case CopyRow:
 		const insert = `INSERT INTO pg_dist_node (nodeid, groupid, nodename, nodeport, noderack, noderole, nodecluster, isactive,
 			hasmetadata, metadatasynced, shouldhaveshards) 
 			VALUES ($1::int, $2::int, $3, $4::int, $5, $6::noderole, $7::name, $8, $9, $10, $11)`
 		r := s.Row
-		err = one(tx.Exec(ctx, insert, r.NodeID, int(r.Group), r.Addr.Host, r.Addr.Port, r.Rack, r.Role, r.Cluster, r.Active,
-			r.HasMetadata, r.Synced, r.TakesShards))
+		queue(b, what, one, insert, r.NodeID, int(r.Group), r.Addr.Host, r.Addr.Port, r.Rack, r.Role, r.Cluster, r.Active,
+			r.HasMetadata, r.Synced, r.TakesShards)
 	case DropRow:
 		const remove = `DELETE FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
-		err = one(tx.Exec(ctx, remove, s.Row.NodeID, s.Row.Addr.Host, s.Row.Addr.Port))
+		queue(b, what, one, remove, s.Row.NodeID, s.Row.Addr.Host, s.Row.Addr.Port)
 	case SetCoordinatorHost:
-		_, err = tx.Exec(ctx, "SELECT citus_set_coordinator_host($1, $2::int)", s.Addr.Host, s.Addr.Port)
+		queue(b, what, nil, "SELECT citus_set_coordinator_host($1, $2::int)", s.Addr.Host, s.Addr.Port)
 	case AddNode:
-		_, err = tx.Exec(ctx, "SELECT citus_add_node($1, $2::int, $3::int)", s.Addr.Host, s.Addr.Port, int(s.Group))
+		queue(b, what, nil, "SELECT citus_add_node($1, $2::int, $3::int)", s.Addr.Host, s.Addr.Port, int(s.Group))
 	case AddSecondary:
 		const add = "SELECT citus_add_node($1, $2::int, $3::int, 'secondary', $4::name)"
-		_, err = tx.Exec(ctx, add, s.Addr.Host, s.Addr.Port, int(s.Group), s.NodeCluster)
+		queue(b, what, nil, add, s.Addr.Host, s.Addr.Port, int(s.Group), s.NodeCluster)
 	case ActivateNode:
-		_, err = tx.Exec(ctx, "SELECT citus_activate_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
+		queue(b, what, nil, "SELECT citus_activate_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
 	case FixRow:
 		const fix = `UPDATE pg_dist_node SET groupid = $4::int, noderole = $5::noderole, nodecluster = $6::name, isactive = $7, hasmetadata = $8
 			WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
 		r := s.Row
-		err = one(tx.Exec(ctx, fix, r.NodeID, r.Addr.Host, r.Addr.Port, int(r.Group), r.Role, r.Cluster, r.Active, r.HasMetadata))
+		queue(b, what, one, fix, r.NodeID, r.Addr.Host, r.Addr.Port, int(r.Group), r.Role, r.Cluster, r.Active, r.HasMetadata)
 	case SetPool:
 		const set = `INSERT INTO pg_dist_poolinfo (nodeid, poolinfo) VALUES ($1::int, $2)
 			ON CONFLICT (nodeid) DO UPDATE SET poolinfo = excluded.poolinfo`
-		_, err = tx.Exec(ctx, set, s.NodeID, s.Info)
+		queue(b, what, nil, set, s.NodeID, s.Info)
 	case DropPool:
-		_, err = tx.Exec(ctx, "DELETE FROM pg_dist_poolinfo WHERE nodeid = $1::int", s.NodeID)
+		queue(b, what, nil, "DELETE FROM pg_dist_poolinfo WHERE nodeid = $1::int", s.NodeID)
 	case RemoveNode:
-		_, err = tx.Exec(ctx, "SELECT citus_remove_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
+		queue(b, what, nil, "SELECT citus_remove_node($1, $2::int)", s.Row.Addr.Host, s.Row.Addr.Port)
 	default:
-		err = fmt.Errorf("no way to run %T", step)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", step, err)
+		return fmt.Errorf("%s: no way to run %T", what, step)
 	}
 	return nil
 }
 
-const there = `SELECT FROM pg_dist_node WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
-
-// updateRow changes a worker's own copy. The coordinator's daemon may have carried the new row there a moment before.
-func updateRow(ctx context.Context, tx pgx.Tx, s UpdateRow) error {
-	const update = `UPDATE pg_dist_node SET nodename = $4, nodeport = $5::int WHERE nodeid = $1::int AND nodename = $2 AND nodeport = $3::int`
-	err := one(tx.Exec(ctx, update, s.NodeID, s.From.Host, s.From.Port, s.To.Host, s.To.Port))
-	if errors.Is(err, errStale) {
-		return one(tx.Exec(ctx, there, s.NodeID, s.To.Host, s.To.Port))
-	}
-	return err
-}
-
-// updateNode lets Citus end the sessions that hold the node's shards after a second: they wait for a server that is gone. In a
-// pause nobody can hold any, and the worker process that would end them need not be started.
-func updateNode(ctx context.Context, tx pgx.Tx, s UpdateNode, force bool) error {
-	const cooldown = 1000 // milliseconds
-	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '8s'"); err != nil {
-		return err
-	}
-	if err := one(tx.Exec(ctx, there, s.NodeID, s.From.Host, s.From.Port)); err != nil {
-		return err
-	}
-	_, err := tx.Exec(ctx, "SELECT citus_update_node($1::int, $2, $3::int, $5, $4::int)", s.NodeID, s.To.Host, s.To.Port, cooldown, force)
-	return err
-}
-
 // one insists on exactly one row.
-func one(tag interface{ RowsAffected() int64 }, err error) error {
-	if err == nil && tag.RowsAffected() != 1 {
+func one(rows int64) error {
+	if rows != 1 {
 		return errStale
 	}
-	return err
+	return nil
 }

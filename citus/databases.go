@@ -49,6 +49,7 @@ func (p *Pool) Serve(databases []string) []string {
 		closeConn(s.Conn)
 		delete(p.sessions, at)
 		delete(p.recovery, at.database)
+		delete(p.told, at.database)
 		delete(p.away, at.database)
 		left = append(left, at.database)
 	}

@@ -114,9 +114,9 @@ func TestDiff(t *testing.T) {
 			delete(a, 1)
 			delete(a, 2)
 		}, []Step{
-			UpdateNode{NodeID: 2, Group: 1, From: addr("w1"), To: addr("matriarch-moving-2")},
-			UpdateNode{NodeID: 4, Group: 1, From: addr("w1b"), To: addr("w1")},
-			UpdateNode{NodeID: 2, Group: 1, From: addr("matriarch-moving-2"), To: addr("w1b")},
+			UpdateNode{NodeID: 4, Group: 1, From: addr("w1b"), To: addr("matriarch-moving-4")},
+			UpdateNode{NodeID: 2, Group: 1, From: addr("w1"), To: addr("w1b")},
+			UpdateNode{NodeID: 4, Group: 1, From: addr("matriarch-moving-4"), To: addr("w1")},
 		}},
 		{"address taken by a group without primary", func(w *Wanted, a map[fsm.GroupID]Actual) {
 			w.Primaries[1] = Primary{Addr: addr("w2"), Timeline: 1}

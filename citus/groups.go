@@ -195,15 +195,13 @@ func (p *Pool) removeRows(ctx context.Context, s *session, g fsm.GroupID) error 
 			return err
 		}
 		slices.SortStableFunc(a.Rows, func(x, y Row) int { return strings.Compare(y.Role, x.Role) }) // the primary's row last
+		var steps []Step
 		for _, r := range a.Rows {
-			if r.Group != g {
-				continue
-			}
-			if err := run(ctx, tx, RemoveNode{Row: r}); err != nil {
-				return err
+			if r.Group == g {
+				steps = append(steps, RemoveNode{Row: r})
 			}
 		}
-		return nil
+		return run(ctx, tx, true, steps...)
 	})
 }
 

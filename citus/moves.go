@@ -36,12 +36,17 @@ func moves(rows []Row, target map[int]Addr) []move {
 			m.step(pending[free], m.target[pending[free]])
 			continue
 		}
-		// Only circles are left: one row steps aside.
-		aside := slices.IndexFunc(pending, func(id int) bool { return !strings.HasPrefix(m.at[id].Host, moving) })
+		// Only circles are left: one row steps aside, a standby's rather than a primary's, whose every step locks all shards.
+		aside := slices.IndexFunc(pending, func(id int) bool { return !m.rows[id].primary() && m.canStepAside(id) })
+		if aside < 0 {
+			aside = slices.IndexFunc(pending, m.canStepAside)
+		}
 		m.step(pending[aside], m.nowhere(moving, pending[aside]))
 	}
 	return m.out
 }
+
+func (m *mover) canStepAside(id int) bool { return !strings.HasPrefix(m.at[id].Host, moving) }
 
 // makeRoom sees to the rows that sit on a target without having one.
 func (m *mover) makeRoom() {

@@ -150,11 +150,8 @@ func (r *resumption) meetOwn(ctx context.Context, at place) (Actual, error) {
 func (r *resumption) decide() {
 	for _, w := range r.wants {
 		at := w.places()
-		for _, step := range Diff(w, r.seen[w.Database]) {
-			switch step.(type) {
-			case UpdateNode, UpdateRow:
-				r.plan[at[step.On()]] = append(r.plan[at[step.On()]], step)
-			}
+		for _, step := range addresses(Diff(w, r.seen[w.Database])) {
+			r.plan[at[step.On()]] = append(r.plan[at[step.On()]], step)
 		}
 		for g, a := range r.seen[w.Database] {
 			r.fail(r.covered(w, g, a, r.plan[at[g]]))
@@ -223,28 +220,13 @@ func (r *resumption) writeOwn(ctx context.Context, s *session, w Wanted, steps [
 	if len(steps) == 0 {
 		return nil
 	}
-	return r.pool.write(ctx, s, false, func(tx pgx.Tx) error {
-		for _, step := range steps {
-			if err := run(ctx, tx, step); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return r.pool.write(ctx, s, false, func(tx pgx.Tx) error { return run(ctx, tx, true, steps...) })
 }
 
 // finish ends the transaction of the pause on one node.
 func (s *seat) finish(ctx context.Context, steps []Step, mode PauseMode) error {
-	for _, step := range steps {
-		var err error
-		if u, ok := step.(UpdateNode); ok && mode == PauseFull {
-			err = updateNode(ctx, s.tx, u, false)
-		} else {
-			err = run(ctx, s.tx, step)
-		}
-		if err != nil {
-			return errors.Join(err, s.rollback(ctx))
-		}
+	if err := run(ctx, s.tx, mode != PauseFull, steps...); err != nil {
+		return errors.Join(err, s.rollback(ctx))
 	}
 	err := s.tx.Commit(ctx)
 	s.tx = nil

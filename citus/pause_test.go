@@ -320,42 +320,35 @@ func (f *trial) idler(g fsm.GroupID) (*pgx.Conn, int) {
 	return c, int(c.PgConn().PID())
 }
 
-// traffic reads all the time until the function it returns is called, which tells the latencies.
-func (f *trial) traffic() func() []time.Duration {
+// traffic reads all the time until the function it returns is called, which tells how many reads gave up waiting for a lock after
+// 300 ms. The server counts them: on a busy machine a read may take that long by itself.
+func (f *trial) traffic() func() int {
 	c := f.servers[0].session(appDB)
-	stop, out := make(chan struct{}), make(chan []time.Duration)
+	if _, err := c.Exec(f.t.Context(), "SET lock_timeout = '300ms'"); err != nil {
+		f.t.Fatal(err)
+	}
+	stop, out := make(chan struct{}), make(chan int)
 	go func() {
-		var all []time.Duration
-		for {
-			start := time.Now()
-			if _, err := c.Exec(f.t.Context(), "SELECT v FROM items WHERE id = 7"); err != nil {
+		for all, waited := 1, 0; ; all++ {
+			_, err := c.Exec(f.t.Context(), "SELECT v FROM items WHERE id = 7")
+			if err = inTime(err); errors.Is(err, errNotInTime) {
+				waited++
+			} else if err != nil {
 				f.t.Error(err)
 			}
-			all = append(all, time.Since(start))
 			select {
 			case <-stop:
-				out <- all
+				f.t.Logf("%d reads, %d gave up", all, waited)
+				out <- waited
 				return
 			case <-time.After(5 * time.Millisecond):
 			}
 		}
 	}()
-	return func() []time.Duration {
+	return func() int {
 		close(stop)
-		all := <-out
-		slices.Sort(all)
-		return all
+		return <-out
 	}
-}
-
-func slower(all []time.Duration, limit time.Duration) int {
-	n := 0
-	for _, d := range all {
-		if d > limit {
-			n++
-		}
-	}
-	return n
 }
 
 func (f *trial) refused(opts PauseOptions, pid int) *Blocked {
@@ -363,7 +356,7 @@ func (f *trial) refused(opts PauseOptions, pid int) *Blocked {
 	start := time.Now()
 	err := f.prepare(1, opts).Hold(f.t.Context())
 	var b *Blocked
-	if took := time.Since(start); !errors.As(err, &b) || took > opts.LockTimeout+700*time.Millisecond {
+	if took := time.Since(start); !errors.As(err, &b) || took > opts.LockTimeout+2100*time.Millisecond {
 		f.t.Fatalf("after %v: %v, want Blocked", took, err)
 	}
 	if !slices.ContainsFunc(b.Blockers, func(b Blocker) bool { return b.Pid == pid && b.State == "idle in transaction" && b.Age > 0 }) {
@@ -378,9 +371,7 @@ func pauseBlocked(t *testing.T, f *trial) {
 	stop := f.traffic()
 	b := f.refused(PauseOptions{LockTimeout: 1500 * time.Millisecond}, pid)
 	t.Log(b)
-	all := stop()
-	t.Logf("%d reads, slowest %v", len(all), all[len(all)-1])
-	if n := slower(all, 300*time.Millisecond); n > 0 {
+	if n := stop(); n > 0 {
 		t.Errorf("%d reads had to wait, though no attempt could succeed", n)
 	}
 	if _, err := c.Exec(t.Context(), "COMMIT"); err != nil {
@@ -400,10 +391,8 @@ func pauseBlockedByYoung(t *testing.T, f *trial) {
 	if !errors.As(err, &b) || len(b.Blockers) != 1 || b.Blockers[0].Pid != pid {
 		t.Errorf("%v, want Blocked by %d", err, pid)
 	}
-	all := stop()
-	t.Logf("%d reads, slowest %v", len(all), all[len(all)-1])
-	if n := slower(all, 300*time.Millisecond); n > 1 || all[len(all)-1] > time.Second {
-		t.Errorf("%d reads waited, the slowest %v: want one attempt of 400 ms", n, all[len(all)-1])
+	if n := stop(); n > 1 {
+		t.Errorf("%d reads had to wait: want one attempt of 400 ms", n)
 	}
 	if _, err := c.Exec(t.Context(), "COMMIT"); err != nil {
 		t.Error(err)
@@ -491,7 +480,7 @@ func pauseCancel(t *testing.T, f *trial) {
 		start := time.Now()
 		h.Cancel()
 		h.Cancel()
-		if took := time.Since(start); took > 1200*time.Millisecond {
+		if took := time.Since(start); took > 3600*time.Millisecond {
 			t.Errorf("%s: took %v", when, took)
 		}
 		f.free(when)

@@ -65,11 +65,13 @@ type Pool struct {
 	pausing  atomic.Int32 // pauses that take or hold their locks
 	term     uint64
 	recovery map[string]recovered          // by database
+	told     map[string]string             // by database: the primaries of which the servers were told
 	away     map[string]map[Addr]time.Time // by database: standbys that have a row, and since when they do not deserve it
 	smu      sync.Mutex                    // the map below, within one Reconcile
 	sessions map[place]*session
 
-	beforeRecovery func() // for tests: called between the first look at the primaries and a recovery
+	dialTimeout    time.Duration // connectTimeout, but in tests
+	beforeRecovery func()        // for tests: called between the first look at the primaries and a recovery
 }
 
 // place is where a session leads.
@@ -95,7 +97,10 @@ func NewPool(cfg Config) *Pool {
 	if cfg.RecoverEvery == 0 {
 		cfg.RecoverEvery = time.Minute
 	}
-	return &Pool{cfg: cfg, sessions: map[place]*session{}, recovery: map[string]recovered{}, away: map[string]map[Addr]time.Time{}}
+	return &Pool{
+		cfg: cfg, sessions: map[place]*session{}, recovery: map[string]recovered{}, told: map[string]string{}, away: map[string]map[Addr]time.Time{},
+		dialTimeout: connectTimeout,
+	}
 }
 
 // Close ends all sessions.
@@ -122,21 +127,28 @@ func (p *Pool) serve(term uint64) {
 
 // session returns the living session of a place or opens one.
 func (p *Pool) session(ctx context.Context, at place) (*session, error) {
-	p.smu.Lock()
-	s := p.sessions[at]
-	p.smu.Unlock()
-	if s != nil && !s.IsClosed() {
+	if s := p.open(at); s != nil {
 		return s, nil
 	}
 	c, err := p.dial(ctx, at.addr, at.database)
 	if err != nil {
 		return nil, err
 	}
-	s = &session{Conn: c, term: p.term, fresh: true}
+	s := &session{Conn: c, term: p.term, fresh: true}
 	p.smu.Lock()
 	p.sessions[at] = s
 	p.smu.Unlock()
 	return s, nil
+}
+
+// open returns the living session of a place, or nil.
+func (p *Pool) open(at place) *session {
+	p.smu.Lock()
+	defer p.smu.Unlock()
+	if s := p.sessions[at]; s != nil && !s.IsClosed() {
+		return s
+	}
+	return nil
 }
 
 // keepOnly ends the sessions of a database that lead where nobody is wanted any more.
@@ -169,11 +181,11 @@ func (p *Pool) dialFor(ctx context.Context, term uint64, addr Addr, database str
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
-	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, "", database, connectTimeout
+	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, "", database, p.dialTimeout
 	if how.PasswordLinks() {
 		cfg.Password = p.password()
 	}
-	cfg.DialFunc = (&net.Dialer{Timeout: connectTimeout, Control: limitSilence}).DialContext
+	cfg.DialFunc = (&net.Dialer{Timeout: p.dialTimeout, Control: limitSilence}).DialContext
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // ALTER EXTENSION changes tables under cached plans
 	cfg.RuntimeParams = map[string]string{
 		"application_name":                    fmt.Sprintf("%s%d", appName, term),

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"matriarch/fsm"
 )
@@ -32,7 +33,7 @@ type RowStatus struct {
 	Role      string      `json:"role"`              // primary or secondary
 	NodeID    int         `json:"node_id,omitempty"` // 0: no row seen
 	Wanted    string      `json:"wanted"`            // host:port, or none
-	Actual    string      `json:"actual"`            // on the coordinator before this round, or none
+	Actual    string      `json:"actual"`            // on the coordinator at this round's look, or none
 	Synced    bool        `json:"synced"`            // the copy on that group's primary, as the coordinator says
 	Answered  bool        `json:"answered"`          // the group's primary could be observed
 	Extension string      `json:"extension,omitempty"`
@@ -48,8 +49,12 @@ func (p *Pool) Reconcile(ctx context.Context, term uint64, want Wanted) (Report,
 		return Report{Database: want.Database}, ErrPaused
 	}
 	p.serve(term)
-	r := round{Pool: p, want: want, report: Report{Database: want.Database}}
+	r := round{Pool: p, want: want, report: Report{Database: want.Database}, silent: map[fsm.GroupID]error{}}
 	r.want.Recover = want.Recover || p.recoveryDue(want)
+	if now := fingerprint(want); p.told[want.Database] != now {
+		p.told[want.Database] = now
+		r.tell(ctx)
+	}
 	r.meet(ctx)
 	if c, ok := r.seen[0]; ok {
 		r.want = p.hold(r.want, c.Rows, time.Now())
@@ -66,7 +71,8 @@ type round struct {
 	*Pool
 	want    Wanted
 	seen    map[fsm.GroupID]Actual
-	settled []Step
+	silent  map[fsm.GroupID]error // who did not answer in time when there was something to tell
+	settled []Step                // done before the look
 	report  Report
 	mu      sync.Mutex
 	errs    []error
@@ -80,11 +86,59 @@ func (r *round) fail(err error) {
 	}
 }
 
+// tell is the short way for a primary that moved: each server with which there is a session already gets the address at once, by
+// its own rows. Clients wait for that, so it waits neither for the way to the new primary, which is opened meanwhile, nor for
+// one that is silent. What else there is to do the look after it finds.
+func (r *round) tell(ctx context.Context) {
+	var wg sync.WaitGroup
+	for g, at := range r.want.places() {
+		way := func() error { _, err := r.session(ctx, at); return err }
+		if s := r.open(at); s != nil && !s.fresh {
+			way = func() error { return r.tellOne(ctx, g, at) }
+		} else if g == 0 { // a new coordinator's first transaction settles it
+			continue
+		}
+		wg.Go(func() {
+			if err := way(); errors.Is(err, context.DeadlineExceeded) || pgconn.Timeout(err) {
+				r.mu.Lock()
+				r.silent[g] = err
+				r.mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func (r *round) tellOne(ctx context.Context, g fsm.GroupID, at place) error {
+	a, err := r.observe(ctx, at)
+	if err != nil {
+		return err
+	}
+	want := r.want
+	if g == 0 {
+		want = r.hold(want, a.Rows, time.Now())
+	}
+	steps := addresses(Diff(want, map[fsm.GroupID]Actual{g: a}))
+	if len(steps) == 0 {
+		return nil
+	}
+	if err := r.transact(ctx, g, false, steps...); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settled = append(r.settled, steps...)
+	return nil
+}
+
 // meet looks at everybody at once. A coordinator that is new to the pool is settled on the way.
 func (r *round) meet(ctx context.Context) {
 	r.keepOnly(r.want)
 	var failed map[fsm.GroupID]error
 	r.seen, failed = r.look(ctx, r.want, func(ctx context.Context, g fsm.GroupID, at place) (Actual, error) {
+		if err := r.silent[g]; err != nil {
+			return Actual{}, err
+		}
 		if g == 0 {
 			if err := r.meetCoordinator(ctx, at); err != nil {
 				return Actual{}, err
@@ -104,7 +158,10 @@ func (r *round) meetCoordinator(ctx context.Context, at place) error {
 	if err != nil || !s.fresh {
 		return err
 	}
-	r.settled, err = r.settle(ctx, s, r.want)
+	settled, err := r.settle(ctx, s, r.want)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.settled = append(r.settled, settled...)
 	return err
 }
 
@@ -159,15 +216,7 @@ func (r *round) transact(ctx context.Context, g fsm.GroupID, durable bool, steps
 	if err != nil {
 		return fmt.Errorf("write metadata on group %d: %w", g, err)
 	}
-	err = r.write(ctx, s, durable, func(tx pgx.Tx) error {
-		for _, s := range steps {
-			if err := run(ctx, tx, s); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := r.write(ctx, s, durable, func(tx pgx.Tx) error { return run(ctx, tx, true, steps...) }); err != nil {
 		return fmt.Errorf("write metadata on group %d: %w", g, err)
 	}
 	return nil

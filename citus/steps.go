@@ -83,6 +83,18 @@ type DropPool struct {
 // RecoverPrepared finishes the distributed transactions that a node left prepared elsewhere.
 type RecoverPrepared struct{ Node fsm.GroupID }
 
+// addresses leaves of steps those that change an address.
+func addresses(steps []Step) []Step {
+	var out []Step
+	for _, s := range steps {
+		switch s.(type) {
+		case UpdateNode, UpdateRow:
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // On is the group whose primary gets the extension.
 func (s CreateExtension) On() fsm.GroupID { return s.Group }
 

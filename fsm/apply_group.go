@@ -58,7 +58,7 @@ func (e entry) grant(c GrantCmd) Result {
 		return refuse("grant group %d: instance or ttl missing", c.Group)
 	}
 	c.Pair = NewPair(c.Pair.K, c.Pair.S...)
-	if res := e.checkPair(g, c.Pair, c.Holder); !res.OK {
+	if res := e.checkPair(g, c.Pair, c.Holder, g.Confirmers()); !res.OK {
 		return res
 	}
 	g.Epoch = e.nextEpoch(g)
@@ -69,14 +69,11 @@ func (e entry) grant(c GrantCmd) Result {
 		g.Sync.Pairs = nil // they are kept with the end
 	}
 	g.Sync.Pairs = addPair(g.Sync.Pairs, c.Pair)
-	gr := Grant{Epoch: g.Epoch, Holder: c.Holder}
+	gr := Grant{Epoch: g.Epoch, Holder: c.Holder, From: c.From}
 	if c.Adopt != 0 {
 		gr.Timeline, gr.Parent = c.Adopt, c.Adopt
 	}
-	if len(g.Grants) >= maxGrants {
-		g.Grants = g.Grants[1:]
-	}
-	g.Grants = append(slices.Clone(g.Grants), gr)
+	g.Grants = append(e.roomForGrant(g.Grants), gr)
 	switch {
 	case g.Op.promotes(c.Holder):
 		op := *g.Op
@@ -95,17 +92,17 @@ func (e entry) nextEpoch(g Group) Epoch {
 	return Epoch{Inc: max(e.Cluster.Incarnation, g.Epoch.Inc), N: g.Epoch.N + 1}
 }
 
-// checkPair judges a normalised pair: a node counted twice would be two votes.
-func (e entry) checkPair(g Group, p Pair, holder NodeID) Result {
-	waits := g.Holds() && p.K == g.Confirmers()
+// checkPair judges a normalised pair: a node counted twice would be two votes. least is how many a strict group asks for.
+func (e entry) checkPair(g Group, p Pair, holder NodeID, least int) Result {
+	waits := g.Holds() && p.K >= least
 	if p.K < 0 || (p.K > len(p.S) && !waits) || (p.K == 0 && len(p.S) > 0) {
 		return refuse("group %d: %d of %d synchronous standbys is not a set that can confirm", g.ID, p.K, len(p.S))
 	}
 	switch {
 	case g.Mode == Off && p.K > 0:
 		return refuse("group %d replicates asynchronously: it has no synchronous set", g.ID)
-	case g.Holds() && p.K < g.Confirmers():
-		return refuse("group %d is strict: %d standbys confirm every commit, not %d", g.ID, g.Confirmers(), p.K)
+	case g.Holds() && p.K < least:
+		return refuse("group %d is strict: %d standbys confirm every commit, not %d", g.ID, least, p.K)
 	}
 	for _, id := range p.S {
 		n, ok := e.Nodes[id]
@@ -225,13 +222,25 @@ func (e entry) syncPropose(c SyncPropose) Result {
 		return res
 	}
 	c.Pair = NewPair(c.Pair.K, c.Pair.S...)
-	if res := e.checkPair(g, c.Pair, g.Lease.Holder); !res.OK {
+	least := g.Confirmers()
+	if e.Cluster.Gate >= 2 { // one that covers the others asks for no less than one of them
+		for _, p := range g.Sync.Pairs {
+			if p.K > 0 {
+				least = min(least, p.K)
+			}
+		}
+	}
+	if res := e.checkPair(g, c.Pair, g.Lease.Holder, least); !res.OK {
 		return res
 	}
 	target := g.Sync.Target()
 	switch {
 	case target.Equal(c.Pair):
 		return done
+	case e.Cluster.Gate >= 2: // older binaries know the other rule
+		if p := g.Through(c.Pair, e.mayConfirm(g)); !p.Equal(c.Pair) {
+			return refuse("group %d: the way to %d of %d leads through %d of %d, which covers what may be acknowledged meanwhile", c.Group, c.Pair.K, len(c.Pair.S), p.K, len(p.S))
+		}
 	case distance(target, c.Pair) > 1 && c.Pair.K > 0: // all may go at once
 		return refuse("group %d: the synchronous set changes by one member at a time", c.Group)
 	}
@@ -239,6 +248,14 @@ func (e entry) syncPropose(c SyncPropose) Result {
 	e.Groups[c.Group] = g
 	e.note(c.Group, History{Kind: "sync", Node: g.Lease.Holder, Epoch: c.Epoch, Text: c.Reason})
 	return done
+}
+
+// mayConfirm says who can be in a pair.
+func (e entry) mayConfirm(g Group) func(NodeID) bool {
+	return func(id NodeID) bool {
+		n, ok := e.Nodes[id]
+		return ok && n.Group == g.ID && id != g.Lease.Holder
+	}
 }
 
 func distance(a, b Pair) (n int) {

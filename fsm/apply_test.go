@@ -400,6 +400,26 @@ func TestHistoryAndGrantsAreRings(t *testing.T) {
 	}
 }
 
+// TestGrantsThatMadeNothingGoFirst: as long as they do, 500 promotions that fail in a row leave it known whose data is true.
+func TestGrantsThatMadeNothingGoFirst(t *testing.T) {
+	for _, tc := range []struct {
+		gate int
+		kept bool
+	}{{1, false}, {Protocol, true}} {
+		s, _ := play(t, NewState(), initial...)
+		s.Cluster.Gate = tc.gate
+		s, _ = play(t, s, grantTo("a", 0), Promoted{0, ep(1), 2, 1, 100}, Release{Group: 0, Epoch: ep(1)})
+		for i := range uint64(maxGrants + 5) {
+			s, _ = play(t, s, grantTo("a", i+1), Release{Group: 0, Epoch: ep(i + 2)})
+		}
+		g := s.Groups[0]
+		made, known := g.GrantOf(2)
+		if known != tc.kept || tc.kept && len(g.Descent(made)) != 2 || len(g.Grants) != maxGrants || g.Grants[maxGrants-1].Epoch != ep(maxGrants+6) {
+			t.Errorf("gate %d: timeline 2 is known: %t; %d grants", tc.gate, known, len(g.Grants))
+		}
+	}
+}
+
 // TestSickness: the state remembers when a node was last sick and when a group was last taken from one; the history says why, once.
 func TestSickness(t *testing.T) {
 	s := NewState()

@@ -94,7 +94,8 @@ type GrantCmd struct {
 	Pair     Pair          `json:"pair"`
 	LSN      LSN           `json:"lsn"` // position the winner answered
 	Reason   string        `json:"reason"`
-	Adopt    Timeline      `json:"adopt,omitempty"` // a server that is already writable, on this timeline
+	Adopt    Timeline      `json:"adopt,omitempty"`         // a server that is already writable, on this timeline
+	From     Epoch         `json:"from,omitzero" since:"2"` // the epoch that made the timeline it stands on, by its own record
 }
 
 // Release gives a lease back: no process of that PostgreSQL is left.

@@ -71,6 +71,11 @@ func TestFit(t *testing.T) {
 	if c, err := Fit(GroupSet{Paused: new(true), By: "ann"}, 1); err != nil || c.(GroupSet).By != "" || c.(GroupSet).Paused == nil {
 		t.Errorf("a pause, which the first version knew: %+v, %v", c, err)
 	}
+	for _, gate := range []int{0, 2} {
+		if c, err := Fit(GroupSet{Paused: new(true), By: "ann"}, gate); err != nil || c.(GroupSet).By != "ann" {
+			t.Errorf("gate %d: who asked for it is lost: %+v, %v", gate, c, err)
+		}
+	}
 	if _, err := Fit(GroupSet{Failsafe: new(true), By: "ann"}, 1); err == nil {
 		t.Error("failsafe was let through")
 	}

@@ -72,6 +72,7 @@ func everyCommand() []Command {
 		GroupSet{Group: 0, Sick: new(false)},
 		OperationPut{Group: 0, Operation: Operation{ID: "h", Kind: "switchover", To: "b", Sick: true, By: "matriarch", At: epochZero}},
 		Revoke{Group: 0, Epoch: ep(1), Reason: "why", Sick: true},
+		GrantCmd{Group: 0, Prev: ep(1), Holder: "a", Instance: "i", TTL: 5 * time.Second, Pair: NewPair(0), LSN: 110, Reason: "why", From: ep(1)},
 	}
 }
 

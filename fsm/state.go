@@ -212,24 +212,6 @@ func (g Group) Held() bool { return g.Lease.Holder != "" }
 // Opened reports whether the holder has made its first synchronous commit of the current epoch: clients may enter.
 func (g Group) Opened() bool { return g.Held() && g.Sync.Confirmed == g.Epoch }
 
-// LastGrant returns the newest grant.
-func (g Group) LastGrant() (Grant, bool) {
-	if len(g.Grants) == 0 {
-		return Grant{}, false
-	}
-	return g.Grants[len(g.Grants)-1], true
-}
-
-// GrantOf returns the newest grant recorded for a timeline.
-func (g Group) GrantOf(tl Timeline) (Grant, bool) {
-	for _, gr := range slices.Backward(g.Grants) {
-		if gr.Timeline == tl {
-			return gr, true
-		}
-	}
-	return Grant{}, false
-}
-
 // Lease is the right of one node to run the writable primary of the group.
 type Lease struct {
 	Holder   NodeID        `json:"holder"`   // empty: free
@@ -276,15 +258,6 @@ func (s Sync) Target() Pair {
 
 // Joint reports whether a change is under way.
 func (s Sync) Joint() bool { return len(s.Pairs) > 1 }
-
-// Grant records one lease and the timeline its promotion made.
-type Grant struct {
-	Epoch    Epoch    `json:"epoch"`
-	Holder   NodeID   `json:"holder"`
-	Timeline Timeline `json:"timeline"` // 0 until the promotion is recorded
-	Parent   Timeline `json:"parent"`   // the timeline it left
-	Fork     LSN      `json:"fork"`     // where it left it
-}
 
 // Token lets hosts join. Only the hash of its secret is known here.
 type Token struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,7 +64,7 @@ func TestCloneSetsTheOldDirectoryAside(t *testing.T) {
 	s := newNode(t)
 	_, err := s.InitDB(s.ctx())
 	s.must(err)
-	s.must(s.SetLineage(7, epoch(9)))
+	s.must(s.SetLineage(map[fsm.Timeline]fsm.Epoch{7: epoch(9)}))
 	s.must(os.WriteFile(filepath.Join(s.cfg.DataDir, "precious"), []byte("x"), 0o600))
 
 	other := p.upstream(s, epoch(1))
@@ -138,7 +139,7 @@ func rewindAfter(t *testing.T, sig syscall.Signal) {
 	a.sql("INSERT INTO public.w SELECT 'only on a' FROM generate_series(1, 10000)")
 	a.end(sig)
 	b.promote()
-	b.must(b.SetLineage(3, epoch(2)))
+	b.must(b.SetLineage(map[fsm.Timeline]fsm.Epoch{3: epoch(2)}))
 	b.sql("INSERT INTO public.w VALUES ('only on b')")
 	_, _, fork, err := b.PromotionPoint(b.ctx())
 	b.must(err)
@@ -178,6 +179,72 @@ func asideHolds(t *testing.T, n *node, text string) bool {
 		b, err := os.ReadFile(f)
 		return err == nil && len(filepath.Base(f)) == 24 && bytes.Contains(b, []byte(text))
 	})
+}
+
+// TestRewindKeepsLog: the rewound server replays from the beginning of a checkpoint that took long. Neither the crash recovery before the
+// rewind nor what the new primary has recycled may take that log from it.
+func TestRewindKeepsLog(t *testing.T) {
+	a := primary(t)
+	a.sql("ALTER SYSTEM SET wal_keep_size = 0")
+	a.sql("ALTER SYSTEM SET checkpoint_timeout = '30s'")
+	a.sql("ALTER SYSTEM SET checkpoint_completion_target = 0.1") // so it takes three seconds at most
+	b := clone(t, a, epoch(1))
+	a.sql("SELECT pg_reload_conf()")
+	a.sql("CREATE TABLE public.w (who text)")
+	a.sql("INSERT INTO public.w SELECT 'on both' FROM generate_series(1, 10000)")
+	begin := "SELECT pg_backup_start('slowly', false)"
+	if value[int](a, "SELECT current_setting('server_version_num')::int") < 150000 {
+		begin = "SELECT pg_start_backup('slowly', false, false)"
+	}
+	slowly := make(chan error, 1)
+	go func() {
+		slowly <- func() error {
+			c, err := a.local(a.ctx())
+			if err != nil {
+				return err
+			}
+			defer closeConn(c)
+			_, err = c.Exec(a.ctx(), begin)
+			return err
+		}()
+	}()
+	a.eventually("its checkpoint waits", func(Observation) bool {
+		return value[bool](a, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'CheckpointWriteDelay')")
+	})
+	for range 4 {
+		a.sql("INSERT INTO public.w VALUES ('on both')")
+		a.sql("SELECT pg_switch_wal()")
+	}
+	a.must(<-slowly)
+	c, err := a.ControlData(a.ctx())
+	a.must(err)
+	first := pgconf.SegmentName(2, c.Redo, c.SegmentSize)
+	if first == pgconf.SegmentName(2, c.Checkpoint, c.SegmentSize) {
+		t.Fatal("the checkpoint was too quick")
+	}
+	at := a.Observe(a.ctx()).Position
+	b.eventually("caught up", func(o Observation) bool { return o.ReplayLSN >= at })
+	b.must(b.ClearUpstream(b.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
+	a.sql("SELECT pg_switch_wal()")
+	a.sql("INSERT INTO public.w VALUES ('only on a')")
+	a.eventually("the standby is gone", func(o Observation) bool { return len(o.Senders) == 0 })
+	a.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+	a.end(syscall.SIGKILL)
+	b.promote()
+	b.sql("CHECKPOINT")
+	if _, err := os.Stat(filepath.Join(b.cfg.DataDir, "pg_wal", first)); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("the new primary still has %s: %v", first, err)
+	}
+	_, _, fork, err := b.PromotionPoint(b.ctx())
+	b.must(err)
+	if err := a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.follow(b, epoch(2))
+	a.eventually("reaches the new timeline", func(o Observation) bool { return o.Timeline == 3 && o.Settled })
+	if got := value[string](a, "SELECT string_agg(DISTINCT who, ',') FROM public.w"); got != "on both" {
+		t.Fatalf("after the rewind: %q", got)
+	}
 }
 
 // TestRewindFetchesLog: what the server has removed since the fork comes from the archive.

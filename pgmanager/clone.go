@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
-
 	"matriarch/fsm"
 	"matriarch/pgmanager/pgconf"
 )
@@ -22,9 +20,6 @@ var ErrRunning = errors.New("PostgreSQL is running")
 
 // ErrOtherSystem means that the other server belongs to another cluster.
 var ErrOtherSystem = errors.New("another system identifier")
-
-// zeroEpoch stands for "nobody's".
-var zeroEpoch fsm.Epoch
 
 // Clone replaces the data directory by a base backup of up. progress (may be nil) gets bytes. A directory in place is
 // renamed to <DataDir>.set-aside-<UTC time> once the backup is complete. Cancelling leaves the mark that Local shows.
@@ -78,7 +73,7 @@ func (m *Manager) clone(ctx context.Context, up Upstream, prefix bool, progress 
 	if err := m.moveIn(tmp); err != nil {
 		return err
 	}
-	if err := m.finish(src.systemID, tl, up.Epoch, nil); err != nil {
+	if err := m.finish(src.systemID, up.Lineage); err != nil {
 		return err
 	}
 	m.log.Info("data directory cloned", "from", up.address(), "timeline", tl)
@@ -134,20 +129,29 @@ func parseProgress(line string) (done, total int64, ok bool) {
 
 // backupTimeline reads from backup_label which timeline a base backup starts on.
 func backupTimeline(dir string) (fsm.Timeline, error) {
+	v, err := backupLabel(dir, "START TIMELINE")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("read backup_label: %w", err)
+	}
+	return fsm.Timeline(n), nil
+}
+
+// backupLabel reads one value of backup_label.
+func backupLabel(dir, key string) (string, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "backup_label"))
 	if err != nil {
-		return 0, fmt.Errorf("read the backup's timeline: %w", err)
+		return "", fmt.Errorf("read backup_label: %w", err)
 	}
 	for line := range strings.SplitSeq(string(b), "\n") {
-		if v, ok := strings.CutPrefix(line, "START TIMELINE: "); ok {
-			n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 32)
-			if err != nil {
-				return 0, fmt.Errorf("read the backup's timeline: %w", err)
-			}
-			return fsm.Timeline(n), nil
+		if v, ok := strings.CutPrefix(line, key+": "); ok {
+			return strings.TrimSpace(v), nil
 		}
 	}
-	return 0, errors.New("read the backup's timeline: backup_label does not name one")
+	return "", fmt.Errorf("read backup_label: it does not name %s", key)
 }
 
 // source is what a clone or rewind has to know about the other server.
@@ -157,7 +161,6 @@ type source struct {
 	timeline   fsm.Timeline // of a primary; 0 in recovery
 	checkpoint fsm.Timeline // of the last checkpoint
 	slotFree   bool
-	history    pgconf.History
 	size       int64 // bytes of a base backup without its log
 }
 
@@ -196,23 +199,5 @@ func (m *Manager) askSource(ctx context.Context, up Upstream) (source, error) {
 			}
 		}
 	}
-	return s, s.readHistory(ctx, c)
-}
-
-func (s *source) readHistory(ctx context.Context, c *pgx.Conn) error {
-	tl := max(s.timeline, s.checkpoint)
-	s.history = pgconf.History{Timeline: tl}
-	if tl <= 1 {
-		return nil
-	}
-	var text *string
-	if err := c.QueryRow(ctx, `SELECT pg_read_file($1, 0, 1000000, true)`, "pg_wal/"+pgconf.HistoryName(tl)).Scan(&text); err != nil {
-		return fmt.Errorf("read the source's timeline history: %w", err)
-	}
-	if text == nil {
-		return nil
-	}
-	var err error
-	s.history, err = pgconf.ParseHistory(tl, []byte(*text))
-	return err
+	return s, nil
 }

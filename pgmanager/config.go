@@ -51,8 +51,10 @@ type Upstream struct {
 	Slot     string    // physical slot on the upstream; empty for none
 	Database string    // in which the slots of the upstream are asked for, from PostgreSQL 17; empty for none
 	PassFile string    // credential of the epoch, see WriteCredential
-	Epoch    fsm.Epoch // epoch that made the upstream's timeline; used by Clone and Rewind only
-	SystemID string    // expected of it; empty means Config.SystemID; used by Clone and Rewind only
+	Epoch    fsm.Epoch // epoch of the primary; used by Clone and Rewind only
+	// Lineage tells which epoch made each timeline of the upstream's history; used by Clone and Rewind only.
+	Lineage  map[fsm.Timeline]fsm.Epoch
+	SystemID string // expected of it; empty means Config.SystemID; used by Clone and Rewind only
 	Security pgconf.Security
 }
 

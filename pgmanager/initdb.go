@@ -43,7 +43,7 @@ func (m *Manager) InitDB(ctx context.Context) (systemID string, err error) {
 		return "", err
 	}
 	// The record first: a crash in between leaves a record without data, which the next run overwrites.
-	if err := m.finish(id, 0, zeroEpoch, nil); err != nil {
+	if err := m.finish(id, nil); err != nil {
 		return "", err
 	}
 	if err := m.moveIn(tmp); err != nil {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"matriarch/fsm"
-	"matriarch/pgmanager/pgconf"
 )
 
 // ErrPromised means that this node has promised a newer epoch than the one asked for.
@@ -113,10 +112,19 @@ func (m *Manager) Promise(e fsm.Epoch) error {
 	})
 }
 
-// SetLineage records which epoch made a timeline that is held here, before the first byte of it is written or followed.
-func (m *Manager) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
+// SetLineage records which epoch made timelines that are held here, before the first byte of them is written or followed.
+func (m *Manager) SetLineage(made map[fsm.Timeline]fsm.Epoch) error {
+	l, err := m.Local()
+	if err != nil {
+		return err
+	}
+	known := maps.Clone(l.Lineage)
+	maps.Copy(known, made)
+	if maps.Equal(known, l.Lineage) {
+		return nil
+	}
 	return m.change(func(l *Local) error {
-		l.Lineage[tl] = e
+		maps.Copy(l.Lineage, made)
 		return nil
 	})
 }
@@ -138,18 +146,9 @@ func (m *Manager) begin(kind string) error {
 }
 
 // finish records what the data directory holds now and removes the mark.
-func (m *Manager) finish(systemID string, tl fsm.Timeline, e fsm.Epoch, ancestors []pgconf.HistoryEntry) error {
+func (m *Manager) finish(systemID string, lineage map[fsm.Timeline]fsm.Epoch) error {
 	return m.change(func(l *Local) error {
-		old := maps.Clone(l.Lineage)
-		l.Lineage = map[fsm.Timeline]fsm.Epoch{}
-		for _, a := range ancestors {
-			if made, ok := old[a.Timeline]; ok {
-				l.Lineage[a.Timeline] = made
-			}
-		}
-		if tl != 0 {
-			l.Lineage[tl] = e
-		}
+		l.Lineage = lineage
 		l.SystemID, l.Unfinished, l.ReadySlots = systemID, nil, nil
 		return nil
 	})

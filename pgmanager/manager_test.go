@@ -106,7 +106,7 @@ func TestLocalRecord(t *testing.T) {
 		t.Fatalf("a promise went back: %v", err)
 	}
 	n.must(n.Promise(fsm.Epoch{Inc: 2, N: 1}))
-	n.must(n.SetLineage(4, epoch(3)))
+	n.must(n.SetLineage(map[fsm.Timeline]fsm.Epoch{4: epoch(3)}))
 	l, err := n.Local()
 	n.must(err)
 	if diff := cmp.Diff(Local{Promise: fsm.Epoch{Inc: 2, N: 1}, Lineage: map[fsm.Timeline]fsm.Epoch{4: epoch(3)}}, l); diff != "" {

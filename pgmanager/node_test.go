@@ -230,7 +230,7 @@ func primary(t *testing.T, edit ...func(*Config)) *node {
 	n.start()
 	n.apply(Conf{Phase: pgconf.Members, Nodes: everyone})
 	n.promote()
-	n.must(n.SetLineage(2, epoch(1)))
+	n.must(n.SetLineage(map[fsm.Timeline]fsm.Epoch{2: epoch(1)}))
 	n.must(n.EnsureRoles(n.ctx()))
 	return n
 }
@@ -240,7 +240,9 @@ func (n *node) upstream(s *node, e fsm.Epoch) Upstream {
 	s.t.Helper()
 	pass, err := s.WriteCredential(e, pgconf.Passwords)
 	s.must(err)
-	return Upstream{Host: n.cfg.Host, Port: n.cfg.Port, AppName: pgconf.AppName(s.id, e), Slot: pgconf.SlotName(s.id), PassFile: pass, Epoch: e}
+	l, err := n.Local()
+	s.must(err)
+	return Upstream{Lineage: l.Lineage, Host: n.cfg.Host, Port: n.cfg.Port, AppName: pgconf.AppName(s.id, e), Slot: pgconf.SlotName(s.id), PassFile: pass, Epoch: e}
 }
 
 // follow starts s as a standby of n and waits until it streams.

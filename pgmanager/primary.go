@@ -104,11 +104,7 @@ func (m *Manager) ownTimeline(ctx context.Context, c *pgx.Conn, e fsm.Epoch) err
 	if err != nil {
 		return fmt.Errorf("read the timeline: %w", err)
 	}
-	l, err := m.Local()
-	if have, ok := l.Lineage[fsm.Timeline(tl)]; err != nil || (ok && have == e) {
-		return err
-	}
-	return m.SetLineage(fsm.Timeline(tl), e)
+	return m.SetLineage(map[fsm.Timeline]fsm.Epoch{fsm.Timeline(tl): e})
 }
 
 // FreshSegment begins another segment of the log, unless the present one is hardly used: a standby that follows anew asks for the

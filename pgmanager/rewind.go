@@ -65,7 +65,7 @@ func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp
 	if err := m.recoverAlone(ctx); err != nil {
 		return err
 	}
-	if err := m.pgRewind(ctx, up); err != nil {
+	if err := m.pgRewind(ctx, up, from); err != nil {
 		return err
 	}
 	if err := m.makeStandby(m.cfg.DataDir); err != nil {
@@ -78,14 +78,19 @@ func (m *Manager) rewind(ctx context.Context, up Upstream, from fsm.LSN, catchUp
 			return fmt.Errorf("catch up with the source: %w", err)
 		}
 	}
-	if err := m.finish(src.systemID, src.timeline, up.Epoch, src.history.Entries); err != nil {
+	if err := m.finish(src.systemID, up.Lineage); err != nil {
 		return err
 	}
 	m.log.Info("data directory rewound", "to", up.address(), "fork", from, "timeline", src.timeline)
 	return nil
 }
 
-func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
+func (m *Manager) pgRewind(ctx context.Context, up Upstream, fork fsm.LSN) error {
+	held, err := m.holdLog(ctx, fork)
+	if err != nil {
+		return err
+	}
+	defer held.close()
 	pass, done, err := m.toolPass(up)
 	if err != nil {
 		return err
@@ -100,8 +105,10 @@ func (m *Manager) pgRewind(ctx context.Context, up Upstream) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.run(ctx, tool{name: "pg_rewind", args: append(args, restore...), env: append(m.linkEnv(up, m.cfg.tls().Superuser), pass...)})
-	return err
+	if _, err := m.run(ctx, tool{name: "pg_rewind", args: append(args, restore...), env: append(m.linkEnv(up, m.cfg.tls().Superuser), pass...)}); err != nil {
+		return err
+	}
+	return m.putBack(ctx, held)
 }
 
 // restoreArgs has pg_rewind fetch log that is here no more by the restore_command, if there is one.
@@ -122,7 +129,7 @@ func (m *Manager) restoreArgs(ctx context.Context) ([]string, error) {
 }
 
 // recoverAlone ends crash recovery in a single-user server, as pg_rewind needs a clean end. It does what pg_rewind would do
-// itself, which fails on a data directory that has standby.signal.
+// itself, which fails on a data directory that has standby.signal. Its checkpoint must not remove the log that pg_rewind reads.
 func (m *Manager) recoverAlone(ctx context.Context) error {
 	c, err := m.ControlData(ctx)
 	if err != nil || c.Clean() {
@@ -132,7 +139,7 @@ func (m *Manager) recoverAlone(ctx context.Context) error {
 		return fmt.Errorf("recover before the rewind: %w", err)
 	}
 	args := append([]string{"--single", "-D", m.cfg.DataDir}, m.configFileArgs()...)
-	args = append(args, "-c", "archive_mode=off", "-c", "synchronous_standby_names=", "template1")
+	args = append(args, "-c", "archive_mode=off", "-c", "synchronous_standby_names=", "-c", "wal_keep_size=2147483647", "-c", "max_slot_wal_keep_size=-1", "template1")
 	if _, err := m.run(ctx, tool{name: "postgres", args: args}); err != nil {
 		return fmt.Errorf("recover before the rewind: %w", err)
 	}
@@ -224,15 +231,7 @@ func (m *Manager) copyFile(from, to string) error {
 		return err
 	}
 	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	if err == nil {
-		err = dst.Sync()
-	}
-	return errors.Join(err, dst.Close(), m.os.own(to))
+	return m.write(to, src)
 }
 
 // ControlData runs pg_controldata on the data directory.

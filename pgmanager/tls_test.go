@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"matriarch/fsm"
 	"matriarch/pgmanager/pgconf"
 	"matriarch/transport"
 )
@@ -74,7 +75,7 @@ func secured(t *testing.T, ca *transport.CA) (p, s *node) {
 	p.start()
 	p.apply(members(pgconf.Required))
 	p.promote()
-	p.must(p.SetLineage(2, epoch(1)))
+	p.must(p.SetLineage(map[fsm.Timeline]fsm.Epoch{2: epoch(1)}))
 	p.must(p.EnsureRoles(p.ctx()))
 	s = newNode(t, withTLS)
 	s.install(ca)

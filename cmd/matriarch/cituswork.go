@@ -70,7 +70,7 @@ func inEach(ws []citus.Wanted, do func(citus.Wanted, *admin.CitusAnswer) error) 
 	for _, w := range ws {
 		a := admin.CitusAnswer{Database: w.Database}
 		if err := do(w, &a); err != nil {
-			a.Error = err.Error()
+			a.Error = superseded(err).Error()
 		}
 		out = append(out, a)
 	}

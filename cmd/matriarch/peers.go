@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
+	"matriarch/consensus"
 	"matriarch/fsm"
 	"matriarch/internal/identity"
 )
@@ -66,23 +68,25 @@ func (n *node) keepPeers(ctx context.Context) error {
 // announceStart tells what the configuration says as soon as the newest state can be read. What an older one says is not enough: this
 // node's last run may have left a word at its end.
 func (n *node) announceStart(ctx context.Context) error {
-	if s, err := n.consensus.Read(ctx); err == nil {
-		n.announceSelf(ctx, s)
+	for told := false; !told; {
+		s, err := n.consensus.Read(ctx)
+		told = err != nil || n.announceSelf(ctx, s) // an error: ctx has ended
 	}
-	return nil // ctx has ended
+	return nil
 }
 
-// announceSelf proposes what the configuration says of this node, if the state says otherwise.
-func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
+// announceSelf proposes what the configuration says of this node, if the state says otherwise. It answers false if no
+// answer came in time.
+func (n *node) announceSelf(ctx context.Context, s *fsm.State) bool {
 	have, ok := s.Nodes[n.id.NodeID]
 	if !ok {
-		return
+		return true
 	}
 	want := fsm.Known(nodeOf(n.cfg, n.id.NodeID), s.Cluster.Gate)
 	want.Joined, want.Report = have.Joined, have.Report
 	want.Tags.NoSync = want.Tags.NoSync || n.leaving.Load()
 	if sameNode(have, want) {
-		return
+		return true
 	}
 	pctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -90,4 +94,5 @@ func (n *node) announceSelf(ctx context.Context, s *fsm.State) {
 	if err != nil || !res.OK {
 		n.log.Warn("the cluster did not take what this node's configuration says of it", "reason", res.Reason, "error", err)
 	}
+	return !errors.Is(err, consensus.ErrNoLeader) && !errors.Is(err, consensus.ErrUnknownOutcome)
 }

@@ -38,7 +38,7 @@ func (p planner) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Gro
 	to := g.Lease.Holder
 	if g.Op.Kind == fsm.Switchover {
 		var err error
-		if to, err = p.fit(ctx, s, g); err != nil {
+		if to, err = p.fit(ctx, s, g, g.Op.To); err != nil {
 			return "", err
 		}
 	}
@@ -56,10 +56,11 @@ func (p planner) Check(ctx context.Context, term uint64, s *fsm.State, g fsm.Gro
 // fitLimit is how long a check waits for members that were not heard of lately: a busy machine, or a young leader.
 const fitLimit = 3 * time.Second
 
-func (p planner) fit(ctx context.Context, s *fsm.State, g fsm.Group) (fsm.NodeID, error) {
+// fit chooses the candidate, the one asked for if any.
+func (p planner) fit(ctx context.Context, s *fsm.State, g fsm.Group, asked fsm.NodeID) (fsm.NodeID, error) {
 	for end := time.Now().Add(fitLimit); ; {
 		heard := p.n.heard(s)
-		to, err := decide.Fit(s, g, g.Op.To, heard)
+		to, err := decide.Fit(s, g, asked, heard)
 		quiet := false
 		for _, m := range s.Members(g.ID) {
 			ago, ok := heard[m.ID]
@@ -170,9 +171,10 @@ const checkLimit = time.Minute
 
 // wouldSwitch says whom a switchover would make primary, and changes nothing.
 func (n *node) wouldSwitch(ctx context.Context, group fsm.GroupID, to fsm.NodeID) (fsm.NodeID, error) {
+	notLeader := &transport.Error{Code: transport.CodeNotLeader, Message: "this node is not the Raft leader"}
 	l := n.leading.Load()
 	if l == nil {
-		return "", &transport.Error{Code: transport.CodeNotLeader, Message: "this node is not the Raft leader"}
+		return "", notLeader
 	}
 	s := n.consensus.State()
 	g, ok := s.Groups[group]
@@ -186,8 +188,11 @@ func (n *node) wouldSwitch(ctx context.Context, group fsm.GroupID, to fsm.NodeID
 	case g.Paused:
 		return "", fmt.Errorf("group %d is paused", group)
 	}
-	to, err := decide.Fit(s, g, to, n.heard(s))
-	if err != nil {
+	to, err := planner{n}.fit(ctx, s, g, to)
+	switch {
+	case n.leading.Load() != l: // who does not lead hears nobody
+		return "", notLeader
+	case err != nil:
 		return "", err
 	}
 	if c := n.pauser(); c != nil && s.Cluster.Settings.Citus {

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"os/exec"
 	"strconv"
 	"testing"
-	"time"
 )
 
 func TestRestartJob(t *testing.T) {
@@ -39,14 +39,20 @@ func TestStopVerb(t *testing.T) {
 	if code, says := stop("--pid", "1"); code != 2 {
 		t.Errorf("pid 1: exit %d %s", code, says)
 	}
-	cmd := exec.Command("sh", "-c", "trap 'sleep 0.2; exit 7' INT; while :; do sleep 0.05; done")
-	if err := cmd.Start(); err != nil {
+	cmd := exec.Command("sh", "-c", "trap 'sleep 0.2; exit 7' INT; echo ready; while :; do sleep 0.05; done")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil { // the trap is set
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	defer cmd.Process.Kill()
-	time.Sleep(200 * time.Millisecond) // the trap is set
 	if code, says := stop("--pid", strconv.Itoa(cmd.Process.Pid)); code != 0 {
 		t.Errorf("exit %d %s", code, says)
 	}

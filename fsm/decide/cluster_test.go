@@ -286,6 +286,37 @@ func TestRelate(t *testing.T) {
 	}}
 	again := g
 	again.Grants = append(g.Grants[:2:2], fsm.Grant{Epoch: ep(2), Timeline: 3, Parent: 2, Fork: 120}, fsm.Grant{Epoch: ep(3), Timeline: 3, Parent: 2, Fork: 150})
+	// 3 (e2) -150-> 4 (e3, dead) -160-> 6 (e4, dead); 3 (e2) -150-> 4 (e5) -400-> 5 (e6), as one who knew neither made it
+	twice := fsm.Group{Grants: []fsm.Grant{
+		{Timeline: 2},
+		{Epoch: ep(2), Timeline: 3, Parent: 2, Fork: 120},
+		{Epoch: ep(3), Timeline: 4, Parent: 3, Fork: 150},
+		{Epoch: ep(4), Timeline: 6, Parent: 4, Fork: 160},
+		{Epoch: ep(5), Timeline: 4, Parent: 3, Fork: 150},
+		{Epoch: ep(6), Timeline: 5, Parent: 4, Fork: 400},
+	}}
+	back := twice // to the branch whose number was made again meanwhile
+	back.Grants = append(twice.Grants[:5:5], fsm.Grant{Epoch: ep(6), Timeline: 7, Parent: 6, Fork: 170})
+	chosen := twice // by an operator: 6 (e4) had been left out of 4 (e3), whose number was made again
+	chosen.Grants = append(twice.Grants[:5:5], fsm.Grant{Epoch: ep(6), Timeline: 7, Parent: 6, Fork: 170, From: ep(4)})
+	trusted := twice // by an operator, who was to know: 4 (e3), though another made that number later
+	trusted.Grants = append(twice.Grants[:5:5], fsm.Grant{Epoch: ep(6), Timeline: 5, Parent: 4, Fork: 155, From: ep(3)})
+	adoptedLater := fsm.Group{Grants: []fsm.Grant{
+		{Timeline: 7},
+		{Epoch: ep(1), Timeline: 8, Parent: 7, Fork: 100},
+		{Epoch: ep(2), Timeline: 8, Parent: 7, Fork: 100},
+		{Epoch: ep(3), Timeline: 9, Parent: 8, Fork: 300, From: ep(1)},
+		{Epoch: ep(4), Timeline: 9, Parent: 9},
+		{Epoch: ep(5), Timeline: 10, Parent: 9, Fork: 500},
+	}}
+	forgotten := fsm.Group{Grants: []fsm.Grant{
+		{Epoch: ep(2), Timeline: 3, Parent: 2, Fork: 120},
+		{Epoch: ep(3), Timeline: 4, Parent: 3, Fork: 150},
+		{Epoch: ep(4), Timeline: 5, Parent: 3, Fork: 150},
+	}}
+	restored := fsm.Group{Grants: append(twice.Grants[:3:3], fsm.Grant{Epoch: fsm.Epoch{Inc: 2, N: 4}, Timeline: 5, Parent: 4, Fork: 400, From: ep(5)})}
+	lost := twice // restored from an older snapshot: nobody knows what 9 came from
+	lost.Grants = append(twice.Grants[:3:3], fsm.Grant{Epoch: ep(7), Timeline: 10, Parent: 9, Fork: 500})
 	unrecorded := g
 	unrecorded.Grants = append(g.Grants[:4:4], fsm.Grant{Epoch: ep(4)})
 	adopted := fsm.Group{Grants: []fsm.Grant{{Timeline: 9}, {Epoch: ep(1), Timeline: 9, Parent: 9}}}
@@ -314,6 +345,19 @@ func TestRelate(t *testing.T) {
 		{"nothing known here", g, 0, 0, fsm.Epoch{}, Foreign, 0},
 		{"number made twice: the newer", again, 3, 400, ep(3), Follows, 400},
 		{"number made twice: the older", again, 3, 130, ep(2), Foreign, 0},
+		{"number made twice: on the branch that did not live", back, 4, 150, ep(5), Foreign, 0},
+		{"number made twice: on the branch that lived", back, 4, 160, ep(3), Foreign, 0},
+		{"number made twice: below", twice, 6, 170, ep(4), Foreign, 0},
+		{"number made twice: the primary's way is the older, by its record", chosen, 6, 170, ep(4), Follows, 170},
+		{"number made twice: beside the way that its record tells", chosen, 4, 150, ep(5), Foreign, 0},
+		{"number made twice: the older was trusted", trusted, 4, 150, ep(5), Foreign, 0},
+		{"adopted since, on a branch that its number hides", adoptedLater, 8, 120, ep(2), Foreign, 0},
+		{"adopted since, before it", adoptedLater, 9, 400, ep(3), Foreign, 0},
+		{"beside, and where both come from is forgotten", forgotten, 4, 160, ep(3), Diverged, 0},
+		{"restored: the dead branch of a number that was made again in what is lost", restored, 4, 160, ep(3), Foreign, 0},
+		{"the way back is not known", lost, 4, 150, ep(3), Foreign, 0},
+		{"the way back is not known, newest", lost, 10, 510, ep(7), Follows, 510},
+		{"no timeline of its own yet", unrecorded, 0, 0, ep(4), Foreign, 0},
 		{"promotion not recorded yet", unrecorded, 3, 10, ep(3), Foreign, 0},
 		{"no grant", fsm.Group{}, 1, 1, fsm.Epoch{}, Foreign, 0},
 		{"adopted", adopted, 9, 5, ep(1), Follows, 5},

@@ -79,46 +79,44 @@ type Relation string
 const (
 	Follows  Relation = "follows"  // it is a prefix: stream
 	Diverged Relation = "diverged" // it has something the primary lacks: rewind
-	Foreign  Relation = "foreign"  // its last timeline is not the recorded one of that number: clone, never rewind
+	Foreign  Relation = "foreign"  // another history, which numbers do not tell from the primary's: clone, never rewind
 )
 
 // Relate compares a position with the history of the group's newest grant. lineage is the epoch that made the node's timeline,
 // by its own record. fork is where the primary's history left that timeline.
 func Relate(g fsm.Group, tl fsm.Timeline, lsn fsm.LSN, lineage fsm.Epoch) (Relation, fsm.LSN) {
 	last, ok := g.LastGrant()
-	switch {
-	case !ok || last.Timeline == 0:
+	if !ok || last.Timeline == 0 || tl == 0 || !lineageTrue(g, tl, lineage) {
 		return Foreign, 0
-	case tl == last.Timeline && lineage == last.Epoch:
+	}
+	made, _ := g.GrantOf(tl)
+	if made == last {
 		return Follows, lsn
-	case !lineageTrue(g, tl, lineage):
-		return Foreign, 0
 	}
-	cur := last
-	for cur.Parent != 0 {
-		if cur.Parent == tl {
-			if lsn <= cur.Fork {
-				return Follows, cur.Fork
-			}
-			return Diverged, cur.Fork
-		}
-		parent, found := olderGrantOf(g, cur.Parent, cur.Epoch)
-		if !found || parent.Timeline == parent.Parent {
-			break
-		}
-		cur = parent
+	theirs := g.Descent(last)
+	switch i := slices.Index(theirs, made); {
+	case i > 0 && lsn <= theirs[i-1].Fork:
+		return Follows, theirs[i-1].Fork
+	case i > 0:
+		return Diverged, theirs[i-1].Fork
+	case rewindable(g.Descent(made), theirs):
+		return Diverged, 0
 	}
-	return Diverged, 0
+	return Foreign, 0
 }
 
-// olderGrantOf finds the newest grant for a timeline before an epoch.
-func olderGrantOf(g fsm.Group, tl fsm.Timeline, before fsm.Epoch) (fsm.Grant, bool) {
-	for _, v := range slices.Backward(g.Grants) {
-		if gr := v; gr.Timeline == tl && gr.Epoch.Less(before) {
-			return gr, true
+// rewindable reports whether two histories are known to meet, and no number on one of them is another timeline on the other:
+// PostgreSQL and pg_rewind would take the two for one.
+func rewindable(ours, theirs []fsm.Grant) bool {
+	for _, o := range ours {
+		if slices.Contains(theirs, o) {
+			return true
+		}
+		if slices.ContainsFunc(theirs, func(t fsm.Grant) bool { return t.Timeline == o.Timeline }) {
+			return false
 		}
 	}
-	return fsm.Grant{}, false
+	return false
 }
 
 // newcomer reports whether there is a member that could not be elected as long as failsafe keeps a list of those that can.

@@ -31,7 +31,7 @@ func newLab(t *rapid.T) *lab {
 		t: t, s: fsm.NewState(), logs: map[fsm.NodeID][]int{}, lineage: map[fsm.NodeID]fsm.Epoch{}, streams: map[fsm.NodeID]bool{},
 		missing: map[fsm.NodeID]time.Duration{}, lag: map[fsm.NodeID]int64{},
 	}
-	l.s.Cluster = fsm.Cluster{ID: "x", Incarnation: 1, Settings: fsm.DefaultSettings()}
+	l.s.Cluster = fsm.Cluster{ID: "x", Incarnation: 1, Gate: fsm.Protocol, Settings: fsm.DefaultSettings()}
 	for i := range rapid.IntRange(1, 6).Draw(t, "nodes") {
 		id := fsm.NodeID(rune('a' + i))
 		l.ids = append(l.ids, id)
@@ -99,14 +99,21 @@ func (l *lab) commit() {
 			reached = append(reached, id)
 		}
 	}
+	// A walsender reads the settings when it comes to it. It releases commits by its own k, and counts whoever votes by his own list.
+	votes := func(id fsm.NodeID) bool {
+		return slices.ContainsFunc(l.acting, func(p fsm.Pair) bool { return p.Has(id) })
+	}
 	for _, p := range l.acting {
-		n := 0
+		n, own := 0, p.K == 0
+		for _, id := range l.ids {
+			own = own || l.streams[id] && p.Has(id) // any reply of a standby will do
+		}
 		for _, id := range reached {
-			if p.Has(id) {
+			if votes(id) {
 				n++
 			}
 		}
-		if n >= p.K && l.group().Opened() {
+		if n >= p.K && own && l.group().Opened() {
 			l.acked = append(l.acked, l.logs[h]...)
 			slices.Sort(l.acked)
 			l.acked = slices.Compact(l.acked)

@@ -50,7 +50,7 @@ var NodeRules = []NodeRule{
 		"R110", "primary without a lease", "nobody may write once another node could be elected",
 		func(f Facts) bool { return f.Primary && f.LeaseLeft <= 0 },
 		func(f Facts) (Action, string) {
-			return Fence{}, fmt.Sprintf("PostgreSQL is writable under epoch %s, whose lease is over", f.Sentinel.Epoch)
+			return Fence{Late: true}, fmt.Sprintf("PostgreSQL is writable under epoch %s, whose lease is over", f.Sentinel.Epoch)
 		},
 	},
 	{
@@ -329,7 +329,7 @@ var NodeRules = []NodeRule{
 		func(f Facts) bool { return f.Clonable && f.Conf.Upstream == "" && f.Relation == Foreign },
 		func(f Facts) (Action, string) {
 			from := f.cloneSource()
-			return Clone{from, f.Epoch}, fmt.Sprintf("timeline %d here was made by epoch %s, which is not the one recorded: cloning from %s, the old directory is set aside", f.PG.Timeline, f.Local.LineageOf(f.PG.Timeline), f.State.Name(from))
+			return Clone{from, f.Epoch}, fmt.Sprintf("timeline %d here was made by epoch %s, another history than the primary's: cloning from %s, the old directory is set aside", f.PG.Timeline, f.Local.LineageOf(f.PG.Timeline), f.State.Name(from))
 		},
 	},
 	{

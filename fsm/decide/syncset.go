@@ -43,9 +43,22 @@ func SyncOrder(s *fsm.State, g fsm.Group, ids []fsm.NodeID) []fsm.NodeID {
 	return out
 }
 
-// syncChange says which pair the primary should ask for next, if any: first who is missing leaves, then k follows the settings,
-// then who streams enters.
+// syncChange says which pair the primary should ask for next, if any. Where k and a member change, one comes after the other.
 func (f Facts) syncChange() (fsm.Pair, string, bool) {
+	p, why, ok := f.wantedChange()
+	if !ok || f.State.Cluster.Gate < 2 {
+		return p, why, ok
+	}
+	t := f.Group.Sync.Target()
+	via := f.Group.Through(p, func(id fsm.NodeID) bool { return id != f.Self && slices.Contains(f.members(), id) })
+	if !via.Equal(p) {
+		why = fmt.Sprintf("by way of %d of %s: %s", via.K, f.names(via.S), why)
+	}
+	return via, why, !via.Equal(t)
+}
+
+// wantedChange is where it is to lead: first who is missing leaves, then k follows the settings, then who streams enters.
+func (f Facts) wantedChange() (fsm.Pair, string, bool) {
 	target := f.Group.Sync.Target()
 	if f.Group.Mode == fsm.Off {
 		return fsm.Pair{}, fmt.Sprintf("commits wait for nobody any more, not for %d of %s: mode off", target.K, f.names(target.S)), target.K > 0

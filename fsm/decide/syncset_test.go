@@ -57,6 +57,14 @@ func TestSyncChangeFor(t *testing.T) {
 		{"strict k rises beyond", group(func(g *fsm.Group) { g.SyncCount, g.Strict = 3, true }), "3 [b c]"},
 		{"back only well below the limit", both(group(func(g *fsm.Group) { g.SyncLag, g.Sync.Pairs = 100, []fsm.Pair{fsm.NewPair(1, "b")} }), lags("c", 51)), ""},
 		{"back", both(group(func(g *fsm.Group) { g.SyncLag, g.Sync.Pairs = 100, []fsm.Pair{fsm.NewPair(1, "b")} }), lags("c", 50)), "1 [b c]"},
+		{"a member joins, then k rises", both(gated, group(func(g *fsm.Group) { g.SyncCount, g.Sync.Pairs = 2, []fsm.Pair{fsm.NewPair(1, "b")} })), "1 [b c]"},
+		{"both at once with an older binary there", group(func(g *fsm.Group) { g.SyncCount, g.Sync.Pairs = 2, []fsm.Pair{fsm.NewPair(1, "b")} }), "2 [b c]"},
+		{"k falls, then the member leaves", both(gated, group(func(g *fsm.Group) { g.SyncCount, g.SyncLag = 2, 100; g.Sync.Pairs[0].K = 2 }), lags("c", 101)), "1 [b c]"},
+		{"now it leaves", both(gated, group(func(g *fsm.Group) {
+			g.SyncCount, g.SyncLag = 2, 100
+			g.Sync.Pairs = []fsm.Pair{fsm.NewPair(2, "b", "c"), fsm.NewPair(1, "b", "c")}
+		}), lags("c", 101)), "1 [b]"},
+		{"off lets everybody go at once", both(gated, group(func(g *fsm.Group) { g.Mode = fsm.Off })), "0 []"},
 		{"off lets everybody go", group(func(g *fsm.Group) { g.Mode = fsm.Off }), "0 []"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -70,6 +78,12 @@ func TestSyncChangeFor(t *testing.T) {
 			}
 		})
 	}
+}
+
+func gated(v *View) {
+	s := *v.State
+	s.Cluster.Gate = fsm.Protocol
+	v.State = &s
 }
 
 func both(fs ...func(*View)) func(*View) {

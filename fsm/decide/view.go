@@ -129,8 +129,8 @@ type Action interface{ action() }
 type (
 	// Exit ends the agent: the node was removed.
 	Exit struct{}
-	// Fence stops PostgreSQL at once.
-	Fence struct{}
+	// Fence stops PostgreSQL at once. Late: the sentinel was to have killed it by now; without its help soon.
+	Fence struct{ Late bool }
 	// KillAll kills every process of the data directory without the sentinel's help, and starts another sentinel.
 	KillAll struct{}
 	// Release gives the lease back; no process of PostgreSQL is left.

@@ -106,6 +106,9 @@ func (a *Agent) hands(v decide.View, action decide.Action) (name string, f force
 	r := a.roster(v.State)
 	switch x := action.(type) {
 	case decide.Fence:
+		if x.Late {
+			return "stopping PostgreSQL at once", fencing, quickTimeout, a.fenceLate
+		}
 		return "stopping PostgreSQL at once", fencing, quickTimeout, func(ctx context.Context) error { return a.stopped(ctx, true) }
 	case decide.KillAll:
 		return "killing PostgreSQL", killing, quickTimeout, a.killAll
@@ -192,6 +195,21 @@ func (a *Agent) stopped(ctx context.Context, immediate bool) error {
 	return nil
 }
 
+// lateStop is how long the sentinel is given for what it should have done by itself. The next primary opens half a second later at the
+// earliest: a lease is given to others only that long after its holder must have stopped.
+const lateStop = 100 * time.Millisecond
+
+// fenceLate ends a server that outlived its lease, without the sentinel if need be: it may be frozen since a moment ago.
+func (a *Agent) fenceLate(ctx context.Context) error {
+	sctx, cancel := context.WithTimeout(ctx, lateStop)
+	defer cancel()
+	err := a.stopped(sctx, true)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return a.killAll(ctx)
+}
+
 func (a *Agent) killAll(ctx context.Context) error {
 	if err := a.cfg.Sentinel.Reset(ctx); err != nil {
 		return fmt.Errorf("kill PostgreSQL and start another sentinel: %w", err)
@@ -212,7 +230,7 @@ func (a *Agent) announce(ctx context.Context, r Roster) error {
 	if err != nil {
 		return fmt.Errorf("identify the data directory: %w", err)
 	}
-	if err := a.cfg.Postgres.SetLineage(tl, fsm.Epoch{}); err != nil {
+	if err := a.cfg.Postgres.SetLineage(map[fsm.Timeline]fsm.Epoch{tl: {}}); err != nil {
 		return fmt.Errorf("record the first timeline: %w", err)
 	}
 	return a.submit(ctx, fsm.Initialised{Group: r.Group.ID, Node: r.Self, SystemID: id, Timeline: tl})
@@ -259,7 +277,7 @@ func (a *Agent) clone(ctx context.Context, v decide.View, x decide.Clone) error 
 	}
 	// A standby that follows and finds the log gone has nothing of its own.
 	prefix := v.PG.WALRemoved && v.Conf.Upstream != ""
-	return a.cfg.Postgres.Clone(ctx, v.State.Nodes[x.From], x.Epoch, prefix)
+	return a.cfg.Postgres.Clone(ctx, v.State.Nodes[x.From], x.Epoch, a.roster(v.State).Group.Lineage(), prefix)
 }
 
 func (a *Agent) rewind(ctx context.Context, v decide.View, x decide.Rewind) error {
@@ -274,7 +292,7 @@ func (a *Agent) rewind(ctx context.Context, v decide.View, x decide.Rewind) erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go a.whileHeld(ctx, cancel, a.roster(v.State).Group.ID, x.Epoch)
-	err := a.cfg.Postgres.Rewind(ctx, v.State.Nodes[x.From], x.Epoch, x.Fork)
+	err := a.cfg.Postgres.Rewind(ctx, v.State.Nodes[x.From], x.Epoch, a.roster(v.State).Group.Lineage(), x.Fork)
 	_ = a.ping(ctx) // the heartbeat will tell otherwise
 	return err
 }
@@ -339,7 +357,7 @@ func (a *Agent) adopt(ctx context.Context, r Roster, e fsm.Epoch) error {
 	if !ok || held != e || !granted || last.Epoch != e {
 		return errNotYet
 	}
-	if err := a.cfg.Postgres.SetLineage(last.Timeline, e); err != nil {
+	if err := a.cfg.Postgres.SetLineage(map[fsm.Timeline]fsm.Epoch{last.Timeline: e}); err != nil {
 		return fmt.Errorf("record the timeline that goes on: %w", err)
 	}
 	// Before the server: a sentinel that has it under no epoch would show a primary under another one, which is fenced.
@@ -364,8 +382,9 @@ func (a *Agent) configure(ctx context.Context, r Roster, c decide.Conf) error {
 		if c.Epoch.Less(local.Promise) || last.Epoch != c.Epoch || last.Timeline == 0 {
 			return errNotYet
 		}
-		if err := a.cfg.Postgres.SetLineage(last.Timeline, c.Epoch); err != nil {
-			return fmt.Errorf("record the timeline followed: %w", err)
+		// All of the way: it may stop anywhere on it.
+		if err := a.cfg.Postgres.SetLineage(r.Group.Lineage()); err != nil {
+			return fmt.Errorf("record the timelines followed: %w", err)
 		}
 	}
 	return a.cfg.Postgres.Configure(ctx, r, c)

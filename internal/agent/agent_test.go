@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"matriarch/consensus/lease"
 	"matriarch/fsm"
 	"matriarch/fsm/decide"
 )
@@ -127,7 +128,10 @@ func TestRecruitRefusals(t *testing.T) {
 		e     fsm.Epoch
 		why   string
 	}{
-		{"primary", func(b *bed) { b.sentinel.Primary, b.sentinel.Epoch = true, ep(1); b.hooks["stop"] = hang }, ep(2), "under way"},
+		{"primary", func(b *bed) {
+			b.sentinel.Primary, b.sentinel.Epoch = true, ep(1)
+			b.hooks["stop"], b.hooks["reset"] = hang, hang
+		}, ep(2), "under way"},
 		{"stopped", func(b *bed) { b.sentinel.Postmaster = 0; b.hooks["start"] = hang }, ep(2), "not running"},
 		{"no data", func(b *bed) { b.local, b.sentinel.Postmaster = decide.Local{}, 0; b.hooks["clone"] = hang }, ep(2), "creating replica is under way"},
 		{"foreign data", func(b *bed) { b.local.SystemID = "x"; b.hooks["stop"] = hang }, ep(2), "under way"},
@@ -170,7 +174,7 @@ func TestRecruitRecordsAPromotionThatWasNot(t *testing.T) {
 		if err != nil || r.Lineage != ep(2) {
 			b.t.Fatalf("%+v %v", r, err)
 		}
-		b.order("promise 1.3", "settle", "origin 3", "submit-promoted {Group:0 Epoch:1.2 Timeline:3 Parent:2")
+		b.order("promise 1.3", "settle", "origin 3", "lineage 3=1.2", "submit-promoted {Group:0 Epoch:1.2 Timeline:3 Parent:2")
 	})
 }
 
@@ -195,6 +199,35 @@ func TestKeepaliveIsWithheldFromASilentSentinel(t *testing.T) {
 			b.t.Fatalf("killed at %v", resets)
 		}
 	})
+}
+
+// TestFrozenAtTheEndOfTheLease: the sentinel can no longer kill at the end of the lease, and its silence is too young to be
+// noticed. PostgreSQL does not outlive the margin.
+func TestFrozenAtTheEndOfTheLease(t *testing.T) {
+	restarted := func(b *bed) { primaryBed(b); b.remembers, b.deaf = ep(1), true }
+	for name, prepare := range map[string]func(*bed){"all along": primaryBed, "restarted agent": restarted} {
+		for before := 10 * time.Millisecond; before < decide.SentinelSilence; before += 70 * time.Millisecond {
+			inBed(t, "a", prepare, func(b *bed) {
+				began := time.Now()
+				time.Sleep(time.Second)
+				b.set(func() { b.deaf = true })
+				time.Sleep(time.Second)
+				left := b.agent.lease.left("i", ep(1), b.agent.cfg.Clock())
+				if left < time.Second {
+					b.t.Fatalf("%s: %v left", name, left)
+				}
+				over := time.Since(began) + left
+				time.Sleep(left - before)
+				b.set(func() { b.silent, b.hooks["stop"] = true, hang })
+				time.Sleep(before + lease.Margin)
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				if resets := b.at["reset"]; len(resets) == 0 || resets[0] < over || resets[0] > over+lease.Margin/2 {
+					b.t.Errorf("%s, frozen %v before the end at %v: killed at %v", name, before, over, resets)
+				}
+			})
+		}
+	}
 }
 
 // TestPromotionOrder: what is written, handed over and told, and when.
@@ -224,6 +257,20 @@ func TestPromotionOrder(t *testing.T) {
 	})
 }
 
+// TestAClaimLeavesThePresentTimeline: what it stands on rested on an older claim.
+func TestAClaimLeavesThePresentTimeline(t *testing.T) {
+	inBed(t, "b", standbyBed, func(b *bed) {
+		time.Sleep(time.Second)
+		b.set(func() {
+			b.obs.PG.Streaming, b.obs.PG.Settled, b.obs.Conf = false, true, decide.Conf{Phase: decide.Closed}
+			b.local.Lineage = map[fsm.Timeline]fsm.Epoch{0: ep(1)}
+			granted(b)
+		})
+		time.Sleep(200 * time.Millisecond)
+		b.order("lineage 0=1.2 2=1.1", "promote 1.2")
+	})
+}
+
 func TestLineageIsWrittenBeforeFollowing(t *testing.T) {
 	inBed(t, "b", standbyBed, func(b *bed) {
 		time.Sleep(time.Second)
@@ -235,7 +282,7 @@ func TestLineageIsWrittenBeforeFollowing(t *testing.T) {
 			})
 		})
 		time.Sleep(time.Second)
-		b.order("configure open from= ", "lineage 3=1.2", "configure open from=a 1.2")
+		b.order("configure open from= ", "lineage 1=0.0 2=1.1 3=1.2", "configure open from=a 1.2")
 	})
 }
 
@@ -403,26 +450,36 @@ func (refusing) PrePromote(context.Context, Roster, fsm.Epoch) error {
 	return errors.New("hook pre_promote: exit status 1")
 }
 
-// A node whose promotion is refused gives its lease back, after its sentinel can no longer promote under it, and leaves the next to others.
+// A node whose promotion is refused gives its lease back, after its sentinel can no longer promote under it, and leaves the next to others;
+// not where the agent before it made the sentinel refuse.
 func TestRefusedPromotionGivesTheLeaseBack(t *testing.T) {
-	for name, prepare := range map[string]func(*bed){
-		"hook": func(b *bed) { b.agent.cfg.Hooks = refusing{} },
-		"watchdog": func(b *bed) {
-			b.hooks["promote"] = func(context.Context) error { return fmt.Errorf("%w: hook pre_promote: exit status 1", ErrUnfit) }
-		},
+	refuse := func(err error) func(*bed) {
+		return func(b *bed) {
+			b.hooks["promote"] = func(context.Context) error { return fmt.Errorf("%w: exit status 1", err) }
+		}
+	}
+	for _, tc := range []struct {
+		name     string
+		prepare  func(*bed)
+		promotes bool
+		unfit    string
+	}{
+		{"hook", func(b *bed) { b.agent.cfg.Hooks = refusing{} }, false, "exit status 1"},
+		{"watchdog", refuse(ErrUnfit), true, "exit status 1"},
+		{"spent", refuse(ErrSpent), true, ""},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tc.name, func(t *testing.T) {
 			inBed(t, "b", standbyBed, func(b *bed) {
 				time.Sleep(time.Second)
-				b.set(func() { prepare(b) })
+				b.set(func() { tc.prepare(b) })
 				b.set(func() { granted(b) })
 				time.Sleep(50 * time.Millisecond)
 				b.order("renounce 1.2", "submit-release")
-				if name == "hook" && b.count("promote") != 0 {
-					b.t.Error("promoted all the same")
+				if got := b.count("promote") != 0; got != tc.promotes {
+					b.t.Errorf("promoted: %t", got)
 				}
 				time.Sleep(time.Second)
-				if why := b.agent.Snapshot().Report.Unfit; !strings.Contains(why, "exit status 1") {
+				if why := b.agent.Snapshot().Report.Unfit; tc.unfit == "" && why != "" || !strings.Contains(why, tc.unfit) {
 					b.t.Errorf("unfit: %q", why)
 				}
 			})

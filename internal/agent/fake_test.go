@@ -236,7 +236,7 @@ func (p fakePostgres) Identify(ctx context.Context) (string, fsm.Timeline, error
 	return "sys", 1, p.call(ctx, "identify")
 }
 
-func (p fakePostgres) Clone(ctx context.Context, n fsm.Node, e fsm.Epoch, prefix bool) error {
+func (p fakePostgres) Clone(ctx context.Context, n fsm.Node, e fsm.Epoch, _ map[fsm.Timeline]fsm.Epoch, prefix bool) error {
 	return p.call(ctx, "clone %s %s prefix=%v", n.ID, e, prefix)
 }
 
@@ -254,7 +254,7 @@ func (p fakePostgres) DropUnready(ctx context.Context, _ Roster) error {
 
 func (p fakePostgres) Progress() (copied, size int64) { return 0, 0 }
 
-func (p fakePostgres) Rewind(ctx context.Context, n fsm.Node, e fsm.Epoch, _ fsm.LSN) error {
+func (p fakePostgres) Rewind(ctx context.Context, n fsm.Node, e fsm.Epoch, _ map[fsm.Timeline]fsm.Epoch, _ fsm.LSN) error {
 	return p.call(ctx, "rewind %s %s", n.ID, e)
 }
 
@@ -287,12 +287,16 @@ func (p fakePostgres) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error)
 	return tl, l, p.call(ctx, "settle")
 }
 
-func (p fakePostgres) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
+func (p fakePostgres) SetLineage(made map[fsm.Timeline]fsm.Epoch) error {
 	p.mu.Lock()
 	p.local.Lineage = maps.Clone(p.local.Lineage)
-	p.local.Lineage[tl] = e
+	maps.Copy(p.local.Lineage, made)
 	p.mu.Unlock()
-	return p.call(context.Background(), "lineage %d=%s", tl, e)
+	var text []string
+	for _, tl := range slices.Sorted(maps.Keys(made)) {
+		text = append(text, fmt.Sprintf("%d=%s", tl, made[tl]))
+	}
+	return p.call(context.Background(), "lineage %s", strings.Join(text, " "))
 }
 
 func (p fakePostgres) SetWord(length time.Duration) error {

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	heartbeatEvery = 400 * time.Millisecond // while there is a lease, which a frozen sentinel could not fence
+	heartbeatEvery = 400 * time.Millisecond // while there is a lease or a primary, which a frozen sentinel could not fence
 	idleHeartbeat  = time.Second
 	pingTimeout    = 2 * time.Second
 )
@@ -22,7 +22,7 @@ func (a *Agent) heartbeat(ctx context.Context) {
 			nudge(a.wake)
 		}
 		every := idleHeartbeat
-		if s := a.cfg.Control.State(); s.Groups[s.Nodes[a.cfg.Self].Group].Lease.Holder == a.cfg.Self {
+		if s := a.cfg.Control.State(); before.Primary || s.Groups[s.Nodes[a.cfg.Self].Group].Lease.Holder == a.cfg.Self {
 			every = heartbeatEvery
 		}
 		t := time.NewTimer(every)

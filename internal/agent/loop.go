@@ -44,6 +44,9 @@ func (a *Agent) loop(ctx context.Context) error {
 		if view.Backoff > 0 {
 			wait = min(wait, view.Backoff)
 		}
+		if view.Sentinel.Primary && view.LeaseLeft > 0 {
+			wait = min(wait, view.LeaseLeft)
+		}
 		if view.Sentinel.Silent >= decide.SentinelSilence && view.Sentinel.Postmaster != 0 {
 			wait = min(wait, max(view.LeaseLeft, 10*time.Millisecond))
 		}

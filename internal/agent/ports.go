@@ -76,12 +76,13 @@ type Postgres interface {
 	// Identify reads system identifier and timeline of the data directory.
 	Identify(ctx context.Context) (string, fsm.Timeline, error)
 	// Clone replaces the data directory. prefix says that the group has all of the old one.
-	Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, prefix bool) error
+	// lineage is that of the primary of epoch: see decide.Local.
+	Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, lineage map[fsm.Timeline]fsm.Epoch, prefix bool) error
 	// CloneRoom reports why a clone of the node could not be made now. It changes nothing.
 	CloneRoom(ctx context.Context, from fsm.Node) error
 	// Progress is how far the clone under way has come, in bytes; 0, 0 when there is none.
 	Progress() (copied, size int64)
-	Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error
+	Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, lineage map[fsm.Timeline]fsm.Epoch, fork fsm.LSN) error
 	// Configure writes, reloads and verifies by the effective values. Leaving an upstream ends the walreceiver.
 	Configure(ctx context.Context, r Roster, c decide.Conf) error
 	// Applied is what Configure set last and saw in force.
@@ -92,8 +93,8 @@ type Postgres interface {
 	Promise(ctx context.Context, r Roster, e fsm.Epoch) error
 	// Settle waits until everything received is replayed and says where that is.
 	Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error)
-	// SetLineage writes down which epoch made a timeline; timeline 0 stands for any that is not listed.
-	SetLineage(tl fsm.Timeline, e fsm.Epoch) error
+	// SetLineage writes down which epoch made each of these timelines; timeline 0 stands for any that is not listed.
+	SetLineage(made map[fsm.Timeline]fsm.Epoch) error
 	// SetWord writes down for how long this node has given its word not to become primary; 0: it has not. See decide.Local.
 	SetWord(length time.Duration) error
 	// Promoted waits until the server is out of recovery and says what its promotion made.
@@ -133,7 +134,7 @@ type Sentinel interface {
 	Remembered() (fsm.Epoch, lease.Stamp, bool)
 	Start(ctx context.Context) error
 	Stop(ctx context.Context, immediate bool) error
-	// Promote answers ErrUnfit when this host must not have a primary.
+	// Promote answers ErrUnfit when this host must not have a primary, ErrSpent when another epoch is needed.
 	Promote(ctx context.Context, e fsm.Epoch) error
 	Adopt(ctx context.Context, e fsm.Epoch) error
 	// Renounce makes sure that this instance never promotes under e.

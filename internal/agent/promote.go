@@ -36,7 +36,7 @@ func (a *Agent) promote(ctx context.Context, r Roster, x decide.Promote) error {
 		return fmt.Errorf("hand over the deadline: %w", err)
 	}
 	err = a.cfg.Sentinel.Promote(ctx, x.Epoch)
-	if errors.Is(err, ErrUnfit) {
+	if errors.Is(err, ErrUnfit) || errors.Is(err, ErrSpent) {
 		return a.giveBack(ctx, r, x.Epoch, err)
 	}
 	if err != nil {
@@ -56,17 +56,16 @@ func (a *Agent) claim(e fsm.Epoch, present fsm.Timeline) error {
 	if err != nil {
 		return err
 	}
+	made := map[fsm.Timeline]fsm.Epoch{0: e}
+	if _, listed := local.Lineage[present]; !listed {
+		made[present] = local.LineageOf(present) // it may rest on an older claim
+	}
 	for tl := range local.Lineage {
-		if tl > present && local.Lineage[tl] != e {
-			if err := a.cfg.Postgres.SetLineage(tl, e); err != nil {
-				return err
-			}
+		if tl > present {
+			made[tl] = e
 		}
 	}
-	if local.Lineage[0] == e {
-		return nil
-	}
-	return a.cfg.Postgres.SetLineage(0, e)
+	return a.cfg.Postgres.SetLineage(made)
 }
 
 // record makes the slots, then tells the state which timeline the promotion made. Only then may anybody follow. Members are let in
@@ -76,7 +75,7 @@ func (a *Agent) record(ctx context.Context, r Roster, e fsm.Epoch, c *decide.Con
 	if err != nil {
 		return fmt.Errorf("wait for the end of recovery: %w", err)
 	}
-	if err := a.cfg.Postgres.SetLineage(tl, e); err != nil {
+	if err := a.cfg.Postgres.SetLineage(map[fsm.Timeline]fsm.Epoch{tl: e}); err != nil {
 		return fmt.Errorf("record the new timeline: %w", err)
 	}
 	if err := a.cfg.Postgres.Slots(ctx, r); err != nil {

@@ -140,6 +140,10 @@ func (a *Agent) recordLate(ctx context.Context, r Roster, tl fsm.Timeline, e fsm
 	if err != nil {
 		return fmt.Errorf("find where timeline %d began: %w", tl, err)
 	}
+	// So far it rests on the claim, which the next promotion takes over.
+	if err := a.cfg.Postgres.SetLineage(map[fsm.Timeline]fsm.Epoch{tl: e}); err != nil {
+		return fmt.Errorf("record the timeline found: %w", err)
+	}
 	return a.submit(ctx, fsm.Promoted{Group: r.Group.ID, Epoch: e, Timeline: tl, Parent: parent, Fork: fork})
 }
 
@@ -163,7 +167,7 @@ func (a *Agent) adoptedLate(r Roster, rec decide.Recruit) (decide.Recruit, error
 	if !ok || last.Holder != a.cfg.Self || last.Timeline != rec.Timeline || last.Parent != last.Timeline || rec.Lineage == last.Epoch {
 		return rec, nil
 	}
-	if err := a.cfg.Postgres.SetLineage(rec.Timeline, last.Epoch); err != nil {
+	if err := a.cfg.Postgres.SetLineage(map[fsm.Timeline]fsm.Epoch{rec.Timeline: last.Epoch}); err != nil {
 		return rec, fmt.Errorf("record the timeline that goes on: %w", err)
 	}
 	rec.Lineage = last.Epoch

@@ -59,7 +59,7 @@ func (a *Agent) reinit(ctx context.Context, from fsm.NodeID) error {
 				return err
 			}
 		}
-		return a.cfg.Postgres.Clone(ctx, src, epoch, prefix)
+		return a.cfg.Postgres.Clone(ctx, src, epoch, r.Group.Lineage(), prefix)
 	})
 	return nil
 }

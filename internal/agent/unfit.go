@@ -14,6 +14,9 @@ import (
 // ErrUnfit means that this host must not have a primary: a required watchdog is missing.
 var ErrUnfit = errors.New("this host must not have a primary")
 
+// ErrSpent means that the sentinel will never promote under this epoch (any more): an agent before this one made it refuse.
+var ErrSpent = errors.New("this epoch is used up")
+
 // unfitFor is how long a node whose promotion was refused leaves the lease to others; when nobody else takes it, it tries again.
 const unfitFor = 30 * time.Second
 
@@ -56,7 +59,9 @@ func (a *Agent) giveBack(ctx context.Context, r Roster, e fsm.Epoch, why error) 
 	if err := a.cfg.Sentinel.Renounce(ctx, e); err != nil {
 		return fmt.Errorf("%w; renounce epoch %s: %w", why, e, err)
 	}
-	a.unfit.set(why.Error())
+	if !errors.Is(why, ErrSpent) { // the next epoch may be this node's
+		a.unfit.set(why.Error())
+	}
 	if err := a.release(ctx, r, e, why.Error()); err != nil {
 		return fmt.Errorf("%w; %w", why, err)
 	}

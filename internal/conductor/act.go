@@ -35,12 +35,12 @@ func (t *term) act(ctx context.Context, s *fsm.State, g fsm.Group, p decide.Clus
 	case decide.GrantLease:
 		cmd := fsm.GrantCmd{
 			Group: g.ID, Prev: g.Epoch, Holder: a.To.Node, Instance: a.To.Instance, TTL: s.Cluster.Settings.TTL,
-			Pair: a.Pair, LSN: a.To.LSN, Reason: p.Reason,
+			Pair: a.Pair, LSN: a.To.LSN, Reason: p.Reason, From: a.To.Lineage,
 		}
 		if a.To.Primary {
 			cmd.Adopt = a.To.Timeline
 		}
-		t.commit(ctx, cmd)
+		t.commit(ctx, fsm.Known(cmd, max(s.Cluster.Gate, 1)))
 	}
 }
 

@@ -148,7 +148,8 @@ func (d Dir) ForgetCA(fingerprint string) error {
 	return nil
 }
 
-// removeNextCA and removeOldCA begin with what counts least, so that a power cut in between leaves something to go on from.
+// removeNextCA begins with the certificate: left without its key it would be trusted and could never sign. removeOldCA begins with the key:
+// while the certificate is there, a rotation that a power cut interrupted is known and goes on.
 func (d Dir) removeNextCA() error { return removeAll(d.NextCAFile(), d.NextCAKeyFile()) }
 func (d Dir) removeOldCA() error  { return removeAll(d.OldCAKeyFile(), d.OldCAFile()) }
 

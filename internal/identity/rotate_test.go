@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -148,6 +149,56 @@ func TestPowerCutInRotation(t *testing.T) {
 	})
 }
 
+// blocked makes a file one that cannot be removed, until free is called.
+func blocked(t *testing.T, path string) (free func()) {
+	t.Helper()
+	if err := errors.Join(remove(path), os.MkdirAll(filepath.Join(path, "x"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestCutOffWhileRemoving ends the removal of a CA between its two files: a replaced one is still known, so that somebody finishes, and a
+// staged one is trusted no more, since without its key it could never sign.
+func TestCutOffWhileRemoving(t *testing.T) {
+	t.Run("replaced", func(t *testing.T) {
+		d, was, next := rotating(t)
+		if err := d.AdvanceCA(next); err != nil {
+			t.Fatal(err)
+		}
+		free := blocked(t, d.OldCAKeyFile())
+		if err := d.DropOldCA(next); err == nil {
+			t.Fatal("dropped a CA whose key cannot be removed")
+		}
+		if old, err := d.OldCA(); err != nil || old != was {
+			t.Fatalf("nobody would finish it: old %q, want %q: %v", old, was, err)
+		}
+		free()
+		if err := d.DropOldCA(next); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, d.OldCAFile(), d.OldCAKeyFile())
+	})
+	t.Run("staged", func(t *testing.T) {
+		d, was, next := rotating(t)
+		free := blocked(t, d.NextCAKeyFile())
+		if err := d.ForgetCA(next); err == nil {
+			t.Fatal("forgot a CA whose key cannot be removed")
+		}
+		if all := d.trusts(t); !slices.Equal(all, []string{was}) {
+			t.Fatalf("trusts %v, want %s", all, was)
+		}
+		free()
+		if err := d.StageCA(authority(t)); err != nil {
+			t.Errorf("another rotation: %v", err)
+		}
+	})
+}
+
 func authority(t *testing.T) (cert, key []byte) {
 	t.Helper()
 	ca, err := transport.NewCA(cluster, time.Now())
@@ -167,7 +218,13 @@ func TestTwoRotations(t *testing.T) {
 	if err := d.StageCA(cert, key); err == nil || !strings.Contains(err.Error(), "--abandon") {
 		t.Fatal(err)
 	}
-	if err := errors.Join(d.ForgetCA("sha256:another"), d.ForgetCA(next), d.ForgetCA(next), d.StageCA(cert, key)); err != nil {
+	if err := d.ForgetCA("sha256:another"); err != nil {
+		t.Fatal(err)
+	}
+	if staged, err := d.NextCA(); err != nil || staged != next {
+		t.Fatalf("staged is %q after another was forgotten, want %q: %v", staged, next, err)
+	}
+	if err := errors.Join(d.ForgetCA(next), d.ForgetCA(next), d.StageCA(cert, key)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -30,11 +30,12 @@ func (p *Postgres) Identify(ctx context.Context) (string, fsm.Timeline, error) {
 }
 
 // Clone implements agent.Postgres.
-func (p *Postgres) Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, prefix bool) error {
+func (p *Postgres) Clone(ctx context.Context, from fsm.Node, epoch fsm.Epoch, lineage map[fsm.Timeline]fsm.Epoch, prefix bool) error {
 	up, err := p.source(from, epoch)
 	if err != nil {
 		return err
 	}
+	up.Lineage = lineage
 	defer p.copied.Store(nil)
 	return p.m.Clone(ctx, up, prefix, func(done, total int64) { p.copied.Store(&[2]int64{done, total}) })
 }
@@ -57,11 +58,12 @@ func (p *Postgres) CloneRoom(ctx context.Context, from fsm.Node) error {
 }
 
 // Rewind implements agent.Postgres.
-func (p *Postgres) Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, fork fsm.LSN) error {
+func (p *Postgres) Rewind(ctx context.Context, from fsm.Node, epoch fsm.Epoch, lineage map[fsm.Timeline]fsm.Epoch, fork fsm.LSN) error {
 	up, err := p.source(from, epoch)
 	if err != nil {
 		return err
 	}
+	up.Lineage = lineage
 	return p.m.Rewind(ctx, up, fork, func(ctx context.Context) error { return p.catchUp(ctx, from, up) })
 }
 
@@ -101,11 +103,11 @@ func (p *Postgres) answering(ctx context.Context) error {
 			return nil
 		}
 		st, err := p.sentinel.Ping(ctx)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case st.Postmaster == 0:
-			return errors.New("PostgreSQL ended: see its log " + p.cfg.LogFile)
+		}
+		if err := p.hopeless(st.Postmaster); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -113,6 +115,17 @@ func (p *Postgres) answering(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// hopeless says why a server that does not answer yet never will.
+func (p *Postgres) hopeless(postmaster int) error {
+	switch {
+	case postmaster == 0:
+		return errors.New("PostgreSQL ended: see its log " + p.cfg.LogFile)
+	case p.walRemoved():
+		return errors.New("the source has removed the log that PostgreSQL needs to replay: see its log " + p.cfg.LogFile)
+	}
+	return nil
 }
 
 func (p *Postgres) source(from fsm.Node, epoch fsm.Epoch) (pgmanager.Upstream, error) {

@@ -281,16 +281,7 @@ func (p *Postgres) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
 const segmentSize = 1 << 20
 
 // SetLineage implements agent.Postgres.
-func (p *Postgres) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
-	l, err := p.m.Local()
-	if err != nil {
-		return err
-	}
-	if have, ok := l.Lineage[tl]; ok && have == e {
-		return nil
-	}
-	return p.m.SetLineage(tl, e)
-}
+func (p *Postgres) SetLineage(made map[fsm.Timeline]fsm.Epoch) error { return p.m.SetLineage(made) }
 
 // SetWord implements agent.Postgres.
 func (p *Postgres) SetWord(length time.Duration) error { return p.m.SetWord(length) }

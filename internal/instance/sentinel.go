@@ -280,6 +280,12 @@ func (s *Sentinel) Promote(ctx context.Context, e fsm.Epoch) error {
 	if errors.Is(err, fence.ErrWatchdog) {
 		return fmt.Errorf("%w: %w", agent.ErrUnfit, err)
 	}
+	if errors.Is(err, fence.ErrEpoch) {
+		// A server that runs under an epoch is refused with this code, too: that one is stopped first.
+		if st, serr := s.conn().Status(ctx); serr == nil && st.Role == fence.RoleStandby && st.Epoch.IsZero() {
+			return fmt.Errorf("%w: %w", agent.ErrSpent, err)
+		}
+	}
 	return err
 }
 

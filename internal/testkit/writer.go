@@ -26,10 +26,12 @@ const (
 	clientPassword = "client"
 )
 
-// Times of the writer.
+// Times of the writer, and how long others may take to log in.
 const (
 	writeEvery   = 10 * time.Millisecond
 	writeTimeout = 2 * time.Second
+	writeLogin   = time.Second
+	login        = 5 * time.Second
 )
 
 // Connect opens a session as superuser on one node.
@@ -47,11 +49,11 @@ func (n *Node) ConnectVia(ctx context.Context, addr, database string) (*pgx.Conn
 	if err != nil {
 		return nil, err
 	}
-	return connect(ctx, addr, cfg.PostgreSQL.Superuser, pass, database, "")
+	return connect(ctx, addr, cfg.PostgreSQL.Superuser, pass, database, login, "")
 }
 
-func connect(ctx context.Context, hosts, user, password, database, options string) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=prefer&connect_timeout=1%s", user, password, hosts, database, options))
+func connect(ctx context.Context, hosts, user, password, database string, limit time.Duration, options string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(fmt.Sprintf("postgres://%s:%s@%s/%s?sslmode=prefer&connect_timeout=%.0f%s", user, password, hosts, database, limit.Seconds(), options))
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +176,7 @@ func (w *Writer) run(ctx context.Context) {
 		}
 		var err error
 		if conn == nil {
-			if conn, err = connect(ctx, w.hosts, clientName, clientPassword, Database, "&target_session_attrs=read-write"); err != nil {
+			if conn, err = connect(ctx, w.hosts, clientName, clientPassword, Database, writeLogin, "&target_session_attrs=read-write"); err != nil {
 				w.failed(err)
 				conn = nil
 				continue
@@ -214,6 +216,9 @@ func (w *Writer) Acks() []Ack {
 	defer w.mu.Unlock()
 	return slices.Clone(w.acks)
 }
+
+// Tried is how many writes have begun.
+func (w *Writer) Tried() int64 { return w.tried.Load() }
 
 // LastError is the newest error of a write, nil when none has failed.
 func (w *Writer) LastError() error {
@@ -347,7 +352,7 @@ func (n *Node) WriteLocally() *Stubborn {
 	n.c.T.Helper()
 	ctx, cancel := context.WithTimeout(n.c.T.Context(), 5*time.Second)
 	defer cancel()
-	conn, err := connect(ctx, n.PG(), clientName, clientPassword, Database, "")
+	conn, err := connect(ctx, n.PG(), clientName, clientPassword, Database, login, "")
 	if err == nil {
 		_, err = conn.Exec(ctx, "SET synchronous_commit = local")
 	}

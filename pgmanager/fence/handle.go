@@ -204,7 +204,9 @@ func (s *sentinel) promote(e *Epoch) error {
 		return err
 	}
 	if err := s.armWatchdog(); err != nil {
-		s.guard.release()
+		if !again { // one that is under way comes about all the same
+			s.guard.release()
+		}
 		return err
 	}
 	if !again {

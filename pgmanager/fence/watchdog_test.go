@@ -248,6 +248,28 @@ func TestWatchdogOfAPrimary(t *testing.T) {
 	}
 }
 
+// A promotion that is under way is not let go of because it was ordered again and refused.
+func TestWatchdogRefusesARepeatedOrder(t *testing.T) {
+	r := newRig(t)
+	r.initData()
+	file := filepath.Join(r.base, "watchdog")
+	r.watchdog(WatchdogAutomatic, file)
+	st := r.start()
+	r.lease(e1, time.Minute)
+	must(t, unix.Kill(st.Postmaster, unix.SIGSTOP))
+	_, err := r.c.Promote(t.Context(), e1)
+	must(t, err)
+	r.watchdog(WatchdogRequired, file)
+	_, err = r.c.Promote(t.Context(), e1)
+	wantCode(t, err, ErrWatchdog)
+	if e := r.status().Epoch; e != e1 {
+		t.Errorf("bound to %s, and it may become writable", e)
+	}
+	wantCode(t, r.c.Renounce(t.Context(), e1), ErrEpoch)
+	must(t, unix.Kill(st.Postmaster, unix.SIGCONT))
+	r.event(RoleChange)
+}
+
 // A frozen sentinel does not pat, and one whose lease runs out stops patting, kills, and lets the machine live.
 func TestWatchdogAtTheEndOfTheLease(t *testing.T) {
 	r := newRig(t)

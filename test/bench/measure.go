@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -97,7 +98,7 @@ func (c *client) missing(there map[int64]bool) (lost, torn int) {
 // minute.
 const lateLimit = 100 * time.Second
 
-// countLost fills in what is missing. Rows that appear within the limit are late, not lost; it returns how late.
+// countLost fills in what is missing. Acknowledged rows that appear within the limit are late, not lost; it returns how late.
 func countLost(ctx context.Context, dsn string, first int64, clients []*client, results []clientResult) (late time.Duration, err error) {
 	began := time.Now()
 	for {
@@ -105,13 +106,20 @@ func countLost(ctx context.Context, dsn string, first int64, clients []*client, 
 		if err != nil {
 			return 0, err
 		}
-		open := 0
+		lost, torn := 0, 0
 		for i, c := range clients {
 			results[i].Lost, results[i].Torn = c.missing(there)
-			open += results[i].Lost + results[i].Torn
+			lost, torn = lost+results[i].Lost, torn+results[i].Torn
 		}
-		if took := time.Since(began); open == 0 || took > lateLimit {
-			return took, nil
+		took := time.Since(began)
+		if lost == 0 && late == 0 {
+			late = took
+		}
+		if took > lateLimit {
+			return cmp.Or(late, took), nil
+		}
+		if lost+torn == 0 {
+			return late, nil
 		}
 		if !sleep(ctx, time.Second) {
 			return 0, ctx.Err()

@@ -48,9 +48,7 @@ func TestCitusSwitchoverBroken(t *testing.T) {
 				t.Logf("struck in phase %s; exit %d: %s", seen, r.Code, strings.TrimSpace(lastLine(r.Out+r.Err)))
 				victim.Start()
 				c.WaitHealthy()
-				if g := c.GroupState(2); g.Op != nil || g.Planned != nil {
-					t.Errorf("left over: %+v", g.Op)
-				}
+				noneLeftOver(c, 2)
 				right(c, a1)
 			})
 		}

@@ -89,12 +89,7 @@ func TestGroups(t *testing.T) {
 
 	c.Run("stopped in good order", func(t *testing.T) {
 		b1.Interrupt()
-		c.Eventually("nothing is left", func() error {
-			if left := b1.Processes(); len(left) > 0 {
-				return fmt.Errorf("left: %v", left)
-			}
-			return nil
-		})
+		allGone(c, b1)
 		if log, err := os.ReadFile(b1.Dir + "/postgresql.log"); err != nil || !strings.Contains(string(log[len(log)-200:]), "database system is shut down") {
 			t.Errorf("PostgreSQL was not shut down in good order (%v)", err)
 		}
@@ -132,12 +127,7 @@ func remove(t *testing.T, c *testkit.Cluster, group0 []*testkit.Node, from *test
 	if !strings.Contains(s.Log(), "removed from the cluster for good") {
 		t.Error("its log does not say why it ended")
 	}
-	c.Eventually("nothing of it runs", func() error {
-		if left := s.Processes(); len(left) > 0 {
-			return fmt.Errorf("left: %v", left)
-		}
-		return nil
-	})
+	allGone(c, s)
 	if _, err := os.Stat(s.DataDir() + "/PG_VERSION"); err != nil {
 		t.Errorf("its data directory: %v", err)
 	}
@@ -148,9 +138,7 @@ func remove(t *testing.T, c *testkit.Cluster, group0 []*testkit.Node, from *test
 	if code := s.WaitExit(); code != 0 || s.PID(testkit.Postmaster) != 0 {
 		t.Errorf("started again it ends with code %d, postmaster %d", code, s.PID(testkit.Postmaster))
 	}
-	if left := s.Processes(); len(left) > 0 {
-		t.Errorf("it left %v", left)
-	}
+	allGone(c, s)
 	c.WaitState("the group goes on alone", func(st admin.Status) error {
 		if g := st.State.Groups[fsm.GroupID(0)]; !g.Opened() || g.Sync.Target().K != 0 {
 			return errors.New("it does not")

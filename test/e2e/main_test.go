@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"testing"
 	"time"
 
+	"matriarch/fsm"
+	"matriarch/internal/admin"
 	"matriarch/internal/testkit"
 )
 
@@ -49,4 +52,26 @@ func within(t *testing.T, what string, took, limit time.Duration) {
 		return
 	}
 	t.Logf("%s took %s", what, took.Round(time.Millisecond))
+}
+
+// allGone waits until no process of a node is left: its sentinel answers its agent before it ends.
+func allGone(c *testkit.Cluster, n *testkit.Node) {
+	c.T.Helper()
+	c.Eventually("nothing of "+n.Name+" runs", func() error {
+		if left := n.Processes(); len(left) > 0 {
+			return fmt.Errorf("left: %v", left)
+		}
+		return nil
+	})
+}
+
+// noneLeftOver waits until nothing is under way or planned in a group.
+func noneLeftOver(c *testkit.Cluster, g fsm.GroupID) {
+	c.T.Helper()
+	c.WaitState("no operation is left over", func(st admin.Status) error {
+		if g := st.State.Groups[g]; g.Op != nil || g.Planned != nil {
+			return fmt.Errorf("left over: %+v, planned %+v", g.Op, g.Planned)
+		}
+		return nil
+	})
 }

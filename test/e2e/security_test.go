@@ -131,11 +131,22 @@ func TestSecurity(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		id := n2.ID()
 		ok(t, c.WaitPrimary(0).CLI("remove", n2.Name, "--yes"))
+		p := c.WaitPrimary(0)
+		c.Eventually(p.Name+" knows of it", func() error { // by its own state it refuses
+			st, err := p.Status()
+			if err != nil {
+				return err
+			}
+			if _, gone := st.State.Removed[id]; !gone {
+				return errNotYet
+			}
+			return nil
+		})
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		d := &transport.Dialer{Network: transport.TCP{}, Identity: kept}
-		p := c.WaitPrimary(0)
 		for _, k := range []transport.Kind{transport.KindRaft, transport.KindGossip} {
 			if _, err := d.Dial(ctx, k, p.Peer(), ""); !errors.Is(err, transport.ErrRefused) {
 				t.Errorf("%s: %v", k, err)

@@ -142,7 +142,12 @@ func waitSlots(t *testing.T, c *testkit.Cluster, nodes []*testkit.Node) {
 		check = copiedByPostgres
 	}
 	for _, n := range others(nodes, p) {
-		c.Eventually("the slots are on "+n.Name, func() error { return check(c, p, n, at) })
+		c.Eventually("the slots are on "+n.Name, func() error {
+			if is := c.WaitPrimary(0); is != p { // nobody asked for that: one that takes over before its copy is whole drops it
+				t.Fatalf("%s took over from %s while the copies were awaited", is.Name, p.Name)
+			}
+			return check(c, p, n, at)
+		})
 	}
 }
 

@@ -35,9 +35,7 @@ func TestOrderlyStop(t *testing.T) {
 		w.WaitAck()
 		gap, _ := w.Gap(at)
 		within(t, "stopping the primary of two", gap, 1500*time.Millisecond+slack)
-		if left := old.Processes(); len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
+		allGone(c, old)
 		old.Start()
 		c.WaitHealthy()
 		c.WaitState("the stopped node confirms commits again", func(st admin.Status) error {
@@ -68,9 +66,7 @@ func TestOrderlyStop(t *testing.T) {
 		wg.Wait()
 		within(t, "stopping everything", time.Since(began), 20*time.Second+slack)
 		for _, n := range c.Nodes {
-			if left := n.Processes(); len(left) > 0 {
-				t.Errorf("%s: left: %v", n.Name, left)
-			}
+			allGone(c, n)
 			if log := n.Log(); !strings.Contains(log, "node ends, and PostgreSQL with it") {
 				t.Errorf("%s did not end in good order", n.Name)
 			}

@@ -185,9 +185,7 @@ func TestSwitchoverBroken(t *testing.T) {
 				w.WaitAck()
 				v.mend(old, to, leader)
 				c.WaitHealthy()
-				if g := c.GroupState(0); g.Op != nil || g.Planned != nil {
-					t.Errorf("left over: %+v", g.Op)
-				}
+				noneLeftOver(c, 0)
 			})
 		}
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // previous is the commit whose program a formation is upgraded from: the newest one with another version of the commands.
-const previous = "c2737e706ec1"
+const previous = "9f06f3010aea"
 
 // TestMixedVersions upgrades a formation from the version before, with failovers and switchovers while both are there, and back.
 func TestMixedVersions(t *testing.T) {
@@ -32,6 +32,13 @@ func TestMixedVersions(t *testing.T) {
 		n.Stop()
 		n.Use(bin)
 		n.Start()
+		knows := map[string]int{older: 1, newer: fsm.Protocol}[bin]
+		c.WaitState(n.Name+" tells what it knows", func(st admin.Status) error {
+			if k := max(st.State.Nodes[n.ID()].Protocol, 1); k != knows {
+				return fmt.Errorf("command version %d, not %d", k, knows)
+			}
+			return nil
+		})
 		c.WaitHealthy()
 	}
 

@@ -103,6 +103,8 @@ func (n *nemesis) one() {
 		switch {
 		case w.liars && w.chance(0.5):
 			recipe = n.lateThaw
+		case w.sickly && w.chance(0.4):
+			recipe = n.sicken
 		case w.chance(0.3):
 			recipe = n.shrink
 		case w.chance(0.5):
@@ -127,8 +129,10 @@ func (n *nemesis) one() {
 		n.freezeSentinel(m)
 	case dice < 68:
 		n.freezeMachine(m)
-	case dice < 90:
+	case dice < 88 && (dice < 80 || !w.sickly):
 		n.partition(m)
+	case dice < 90:
+		n.hungDisk(m)
 	case dice < 92:
 		n.slowLog(m)
 	case dice < 94:
@@ -186,18 +190,24 @@ func (n *nemesis) killSentinel(m *machine) {
 
 // powerCut ends everything at once; what was on its way is lost.
 func (n *nemesis) powerCut(m *machine, wait time.Duration) {
-	if !n.take(m, "power cut") {
-		return
+	if n.take(m, "power cut") {
+		n.off(m, wait)
 	}
+}
+
+// off is a power cut of a machine that is taken, and frees it.
+func (n *nemesis) off(m *machine, wait time.Duration) {
 	w := n.w
 	n.isolate(m, true)
 	w.mu.Lock()
+	n.busy[m] = "power cut"
 	m.boots++
 	m.sentinel.dead = true
 	m.sentinel.thaw()
 	if p := m.server.proc; p != nil {
 		p.kill("power cut")
 	}
+	m.diskBack()
 	w.mu.Unlock()
 	n.pending.Go(func() {
 		m.agent.kill()

@@ -123,11 +123,14 @@ func (h hands) Local() (decide.Local, error) {
 	if s.dir != nil {
 		l.SystemID = s.dir.systemID
 	}
-	l.Stray = s.proc != nil && s.proc.parent != s.m.sentinel
+	l.Stray = s.proc != nil && !s.proc.dead && s.proc.parent != s.m.sentinel
 	return l, nil
 }
 
 func (h hands) InitDB(ctx context.Context) error {
+	if err := h.onDisk(ctx); err != nil {
+		return err
+	}
 	if err := h.enter(ctx, 100, 1000); err != nil {
 		return err
 	}
@@ -174,25 +177,63 @@ func (h hands) fetch(ctx context.Context, from fsm.Node, e fsm.Epoch) (copied, e
 	return msg, nil
 }
 
-// Try writes nothing: a record more or less proves nothing here.
-func (h hands) Try(ctx context.Context, _ bool, connected func()) decide.Trial {
+// Try is a session that writes through the log, on a primary. The record itself is left out: one more or less proves nothing here.
+func (h hands) Try(ctx context.Context, primary bool, connected func()) decide.Trial {
 	if err := h.enter(ctx, 0, 5); err != nil {
 		return decide.Trial{Failed: true, Text: err.Error()}
 	}
 	defer h.leave()
-	if _, err := h.answering(ctx); err != nil {
+	p, err := h.answering(ctx)
+	if err != nil {
 		return decide.Trial{Failed: true, Text: err.Error()}
+	}
+	h.s.w.mu.Unlock()
+	connected()
+	h.g.pass()
+	h.s.w.mu.Lock()
+	if primary {
+		err = p.flushed(ctx) // the session stays where it is when nobody waits for it any more
+	}
+	if err != nil {
+		return decide.Trial{Failed: true, Connected: true, Text: err.Error()}
 	}
 	return decide.Trial{Connected: true}
 }
 
-func (h hands) Disks() []decide.Disk { return nil }
+// onDisk waits for the disk.
+func (h hands) onDisk(ctx context.Context) error {
+	h.s.w.mu.Lock()
+	hung := h.s.m.hung
+	h.s.w.mu.Unlock()
+	if hung == nil {
+		return nil
+	}
+	select {
+	case <-hung.over:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Disks tells nothing but that they answer, by returning.
+func (h hands) Disks() []decide.Disk {
+	h.g.pass()
+	h.s.w.mu.Lock()
+	hung := h.s.m.hung
+	h.s.w.mu.Unlock()
+	if hung != nil && hung.whole {
+		<-hung.over
+	}
+	h.g.pass()
+	return nil
+}
 
 func (h hands) Stopped() bool { return false }
 
 func (h hands) Progress() (copied, size int64) { return 0, 0 }
 
-func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch, _ bool) error {
+func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch, lineage map[fsm.Timeline]fsm.Epoch, _ bool) error {
 	if err := h.enter(ctx, 0, 20); err != nil {
 		return err
 	}
@@ -203,6 +244,9 @@ func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch, _ bool) er
 	h.s.unfinished = "unfinished clone"
 	h.leave()
 	got, err := h.fetch(ctx, from, e)
+	if err == nil {
+		err = h.onDisk(ctx)
+	}
 	h.g.pass()
 	if err != nil {
 		return fmt.Errorf("clone: %w", err)
@@ -212,21 +256,14 @@ func (h hands) Clone(ctx context.Context, from fsm.Node, e fsm.Epoch, _ bool) er
 	if h.s.dir != nil {
 		h.s.aside++
 	}
-	h.take(got.dir, e)
+	h.take(got.dir, lineage)
 	return nil
 }
 
-// take replaces the data directory. Only ancestors of the new timeline keep their record.
-func (h hands) take(d *dataDir, e fsm.Epoch) {
+// take replaces the data directory.
+func (h hands) take(d *dataDir, lineage map[fsm.Timeline]fsm.Epoch) {
 	h.s.copies++
-	old := h.s.lineage
-	h.s.lineage = map[fsm.Timeline]fsm.Epoch{}
-	for _, f := range d.history {
-		if made, ok := old[f.tl]; ok {
-			h.s.lineage[f.tl] = made
-		}
-	}
-	h.s.lineage[d.tl] = e
+	h.s.lineage = maps.Clone(lineage)
 	d.slots = map[fsm.NodeID]bool{}
 	if d != h.s.dir {
 		d.ended = 0
@@ -235,7 +272,7 @@ func (h hands) take(d *dataDir, e fsm.Epoch) {
 	h.s.w.noteLocked("%s: data directory copied, timeline %d at %s", h.s.m.name, d.tl, lsn(len(d.wal)))
 }
 
-func (h hands) Rewind(ctx context.Context, from fsm.Node, e fsm.Epoch, _ fsm.LSN) error {
+func (h hands) Rewind(ctx context.Context, from fsm.Node, e fsm.Epoch, lineage map[fsm.Timeline]fsm.Epoch, _ fsm.LSN) error {
 	if err := h.enter(ctx, 0, 20); err != nil {
 		return err
 	}
@@ -245,6 +282,9 @@ func (h hands) Rewind(ctx context.Context, from fsm.Node, e fsm.Epoch, _ fsm.LSN
 	}
 	h.leave()
 	got, err := h.fetch(ctx, from, e)
+	if err == nil {
+		err = h.onDisk(ctx)
+	}
 	h.g.pass()
 	if err != nil {
 		return fmt.Errorf("rewind: %w", err)
@@ -264,6 +304,6 @@ func (h hands) Rewind(ctx context.Context, from fsm.Node, e fsm.Epoch, _ fsm.LSN
 	if h.s.dir.sameByNumbers(got.dir) { // "no rewind required"
 		got.dir = h.s.dir
 	}
-	h.take(got.dir, e)
+	h.take(got.dir, lineage)
 	return nil
 }

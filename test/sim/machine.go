@@ -38,7 +38,7 @@ type machine struct {
 	sentinel     *sentinel
 	agent        *process
 	frozen       bool         // the whole machine
-	stuck        bool         // PostgreSQL's disk: nothing is flushed
+	hung         *hang        // PostgreSQL's disk; nil: it answers
 	lost         atomic.Int64 // what its clocks missed while they stood still
 	tags         fsm.Tags
 	lastReceiver string

@@ -33,6 +33,7 @@ var mutations = []mutation{
 	{ruleTimeline, "a timeline's number tells whose it is", []int{4, 1}, two, (*scene).sameNumber, 8},
 	{ruleFirstCommit, "clients enter with the promotion", []int{4, 1}, two, (*scene).seenTooSoon, 8},
 	{ruleMargin, "the sentinel's deadline is later by the margin", []int{3}, stubborn, (*scene).deadAgent, 8},
+	{ruleSick, "a holder that is sick keeps the lease", []int{3}, nil, (*scene).hungHolder, 1},
 }
 
 // stubborn: what should end takes as long as it may, and who follows is quick.
@@ -144,7 +145,7 @@ func (s *scene) settle() string {
 
 // TestMutationsCoverTheRules keeps the list whole.
 func TestMutationsCoverTheRules(t *testing.T) {
-	want := []rule{ruleBarrier, ruleFullTTL, ruleEpoch, ruleInstance, ruleRevoke, ruleJoint, ruleJointEnd, ruleGrantJoint, rulePromise, ruleCredential, ruleTimeline, ruleFirstCommit, ruleMargin}
+	want := []rule{ruleBarrier, ruleFullTTL, ruleEpoch, ruleInstance, ruleRevoke, ruleJoint, ruleJointEnd, ruleGrantJoint, rulePromise, ruleCredential, ruleTimeline, ruleFirstCommit, ruleMargin, ruleSick}
 	for i, r := range want {
 		if i >= len(mutations) || mutations[i].rule != r {
 			t.Errorf("no mutation removes %q", r)

@@ -92,7 +92,10 @@ func (w *World) settled() string {
 }
 
 // newest is group 0 as the node that knows most has it.
-func (w *World) newest() fsm.Group {
+func (w *World) newest() fsm.Group { return w.known().Groups[0] }
+
+// known is the newest state that any node has.
+func (w *World) known() *fsm.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var s *fsm.State
@@ -104,7 +107,7 @@ func (w *World) newest() fsm.Group {
 			s = o
 		}
 	}
-	return s.Groups[0]
+	return s
 }
 
 func (w *World) leader() *machine {

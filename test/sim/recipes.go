@@ -87,6 +87,34 @@ func (n *nemesis) twice(id fsm.GroupID) {
 	}
 }
 
+// sicken keeps the primary's disk from answering until another holds the lease, and longer, and perhaps takes part in that amiss.
+func (n *nemesis) sicken(id fsm.GroupID) {
+	p, standbys := n.cast(id)
+	if p == nil || len(standbys) == 0 {
+		return
+	}
+	before, _ := n.w.lease(id)
+	if n.w.chance(0.4) {
+		n.laggard(p, standbys[0])
+	}
+	if !n.take(p, "the disk of PostgreSQL's log hangs") {
+		return
+	}
+	n.stick(p, n.w.chance(0.3))
+	next := n.nextHolder(id, before, 20*time.Second)
+	if next != nil && n.w.chance(0.5) {
+		_ = pause(n.ctx, n.w.draw(0, 600*time.Millisecond))
+		n.hurt(next)
+	}
+	_ = pause(n.ctx, n.w.draw(0, 6*time.Second))
+	if n.w.chance(0.3) {
+		n.off(p, n.awhile())
+		return
+	}
+	n.mend(p)
+	n.free(p)
+}
+
 // shrink takes the standby that confirms, waits for the set to shrink to the one that lags, and takes the primary.
 func (n *nemesis) shrink(id fsm.GroupID) {
 	p, standbys := n.cast(id)

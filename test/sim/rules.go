@@ -13,7 +13,7 @@ import (
 	"matriarch/internal/agent"
 )
 
-// rule is one of the rules that keep writes. A World can live without one: the removal is in the seams between the product and the
+// rule is one of the rules that keep writes, or keep them going. A World can live without one: the removal is in the seams between the product and the
 // model (what an agent or a conductor is shown of the state, what its hands and its sentinel do, how its proposals are sent), so that
 // the product has no switch for it. See docs/adr/0033.
 type rule string
@@ -32,6 +32,7 @@ const (
 	ruleTimeline    rule = "timeline binding"
 	ruleFirstCommit rule = "first synchronous commit"
 	ruleMargin      rule = "margin"
+	ruleSick        rule = "sick holder"
 )
 
 // lacks reports whether this world has to do without a rule. It is fixed before anything runs.
@@ -42,6 +43,9 @@ func (p *process) conductorState(s *fsm.State) *fsm.State {
 	w := p.m.w
 	if old := p.behind.Load(); old != nil {
 		return old // it leads without having applied what was committed before its term
+	}
+	if w.lacks(ruleSick) {
+		return changed(s, func(g fsm.Group) fsm.Group { g.NoSick = true; return g })
 	}
 	if !w.lacks(ruleJoint) && !w.lacks(ruleGrantJoint) {
 		return s

@@ -9,7 +9,7 @@ import (
 )
 
 // Schedules for TestMutations. Each leads to the one moment that a rule is for; what breaks there is found by the checks that every
-// simulation has, twin excepted.
+// simulation has, twin and hungHolder excepted.
 
 // soon polls every millisecond.
 func (s *scene) soon(within time.Duration, ok func() bool) bool {

@@ -32,13 +32,16 @@ func nudge(c chan struct{}) {
 	}
 }
 
-// newSentinel starts one; what an earlier one left of PostgreSQL is gone before. The mutex is held.
+// newSentinel starts one; what an earlier one left of PostgreSQL is killed before. The mutex is held.
 func newSentinel(m *machine) *sentinel {
 	if p := m.server.proc; p != nil {
 		p.kill("left over from an earlier sentinel")
 	}
 	m.w.lastID++
 	s := &sentinel{m: m, instance: fmt.Sprintf("%s.%d-%d", m.name, m.boots, m.w.lastID), deadlines: map[fsm.Epoch]lease.Stamp{}, renounced: map[fsm.Epoch]bool{}, events: make(chan struct{}, 1)}
+	if p := m.server.proc; p != nil {
+		p.parent = s
+	}
 	m.w.background.Go(s.watch)
 	return s
 }
@@ -60,7 +63,7 @@ func (s *sentinel) watch() {
 		s.m.w.mu.Lock()
 		stopped := s.frozen
 		wait := 100 * time.Millisecond
-		if p := s.m.server.proc; stopped == nil && !s.dead && p != nil && p.parent == s && !p.epoch.IsZero() {
+		if p := s.m.server.proc; stopped == nil && !s.dead && p != nil && !p.dead && p.parent == s && !p.epoch.IsZero() {
 			left := s.left(p.epoch)
 			switch {
 			case left <= 0 && overdue != p:
@@ -195,7 +198,7 @@ func (c port) Ping(ctx context.Context) (st decide.Sentinel, err error) {
 	err = c.call(ctx, func(s *sentinel) error {
 		st = decide.Sentinel{Connected: true, Exit: s.exit}
 		if p := c.m.server.proc; p != nil && p.parent == s {
-			st.Postmaster, st.Primary, st.Epoch = 1, !p.epoch.IsZero(), p.epoch
+			st.Postmaster, st.Remains, st.Primary, st.Epoch = p.pid, p.dead, !p.epoch.IsZero(), p.epoch
 		}
 		return nil
 	})
@@ -231,7 +234,7 @@ func (c port) Stop(ctx context.Context, immediate bool) error {
 			p = nil
 			return nil
 		}
-		if immediate {
+		if immediate && !p.dead {
 			c.m.w.background.Go(func() { p.quit("stopped at once") })
 		} else {
 			p.halt()
@@ -242,7 +245,7 @@ func (c port) Stop(ctx context.Context, immediate bool) error {
 		return err
 	}
 	select {
-	case <-p.ctx.Done():
+	case <-p.gone:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
@@ -254,14 +257,14 @@ func (c port) Promote(ctx context.Context, e fsm.Epoch) error {
 	return c.call(ctx, func(s *sentinel) error {
 		p := c.m.server.proc
 		switch {
-		case p == nil || p.parent != s || !p.ready:
+		case p == nil || p.dead || p.parent != s || !p.ready:
 			return errors.New("PostgreSQL does not run")
 		case p.epoch == e:
 			return nil
 		case !p.epoch.IsZero():
 			return errors.New("it is primary under another epoch")
 		case s.renounced[e]:
-			return fmt.Errorf("epoch %s is renounced", e)
+			return fmt.Errorf("%w: epoch %s is renounced", agent.ErrSpent, e)
 		case c.m.w.rng.Float64() < c.m.w.unfit:
 			c.m.w.noteLocked("%s: refuses to promote under epoch %s", c.m.name, e)
 			return agent.ErrUnfit
@@ -315,6 +318,12 @@ func (c port) Reset(ctx context.Context) error {
 	c.m.w.mu.Lock()
 	defer c.m.w.mu.Unlock()
 	c.m.sentinel.die()
+	if p := c.m.server.proc; p != nil {
+		p.kill("killed without its sentinel")
+		if c.m.server.proc != nil {
+			return errors.New("processes are left")
+		}
+	}
 	c.m.sentinel = newSentinel(c.m)
 	c.m.w.noteLocked("%s: another sentinel, %s", c.m.name, c.m.sentinel.instance)
 	return nil

@@ -38,8 +38,13 @@ type proc struct {
 	cancel  context.CancelFunc
 	cond    *sync.Cond // everything of this run; on World.mu
 	parent  *sentinel
-	dead    bool
-	ready   bool // answers connections
+	pid     int
+	dead    bool          // it does nothing any more; processes may be left while their disk hangs
+	gone    chan struct{} // closed when none is left
+	why     string        // it ended
+	asleep  bool          // a process waits for a disk that hangs, and nothing interrupts it
+	flights []*flight     // what such processes were writing
+	ready   bool          // answers connections
 	primary bool
 	epoch   fsm.Epoch // of the promotion
 
@@ -64,10 +69,11 @@ var errGone = errors.New("the server is gone")
 // start begins a run, always as a standby. The mutex is held.
 func (s *server) start(parent *sentinel) *proc {
 	ctx, cancel := context.WithCancel(s.w.ctx)
+	s.w.lastID++
 	p := &proc{
-		w: s.w, m: s.m, s: s, ctx: ctx, cancel: cancel, cond: sync.NewCond(&s.w.mu), parent: parent,
+		w: s.w, m: s.m, s: s, ctx: ctx, cancel: cancel, cond: sync.NewCond(&s.w.mu), parent: parent, pid: int(s.w.lastID), gone: make(chan struct{}),
 		conf: s.conf, defined: s.conf.Sync.K > 0, senders: map[*sender]bool{}, visible: map[uint64]bool{},
-		replayed: s.w.rng.IntN(len(s.dir.wal) + 1),
+		replayed: max(s.dir.ended, s.w.rng.IntN(len(s.dir.wal)+1)), // a stop in good order leaves nothing to replay
 	}
 	p.sessions, p.endSessions = context.WithCancel(ctx)
 	s.proc = p
@@ -76,24 +82,33 @@ func (s *server) start(parent *sentinel) *proc {
 	return p
 }
 
-// kill ends the run at once. The mutex is held.
+// kill ends the run at once, but for processes that wait for the disk: they are not there before it answers. The mutex is held.
 func (p *proc) kill(why string) {
 	if p.dead {
 		return
 	}
-	p.dead = true
-	if p.s.proc == p {
-		p.s.proc = nil
-	}
+	p.dead, p.why = true, why
 	p.w.noteLocked("%s: PostgreSQL ends: %s", p.m.name, why)
 	p.cancel()
 	p.w.net.Kill(p.m.pgHost)
 	p.w.judgeWriters(p.m)
 	p.cond.Broadcast()
-	if p.parent != nil {
-		p.parent.exit = why
+	if p.asleep && p.m.hung != nil {
+		p.w.noteLocked("%s: processes are left, which wait for the disk", p.m.name)
 		nudge(p.parent.events)
+		return
 	}
+	p.vanish()
+}
+
+// vanish is the end of the last process. The mutex is held.
+func (p *proc) vanish() {
+	if p.s.proc == p {
+		p.s.proc = nil
+	}
+	p.parent.exit = p.why
+	nudge(p.parent.events)
+	close(p.gone)
 }
 
 // await waits until ok, the end of the run or of ctx. The mutex is held, and the machine not frozen when it returns nil.
@@ -119,9 +134,6 @@ func (p *proc) await(ctx context.Context, ok func() bool) error {
 
 func always() bool { return true }
 
-// flushes reports whether the disk of the log answers: what is in the model's log has been flushed.
-func (p *proc) flushes() bool { return !p.m.stuck }
-
 // recovery is the startup process: it replays, opens the port, and keeps a walreceiver.
 func (p *proc) recovery() {
 	if pause(p.ctx, p.w.draw(10*time.Millisecond, 150*time.Millisecond)) != nil {
@@ -133,6 +145,10 @@ func (p *proc) recovery() {
 	}
 	p.w.background.Go(func() { p.accept(ln) })
 	p.w.mu.Lock()
+	if p.flushed(p.ctx) != nil {
+		p.w.mu.Unlock()
+		return
+	}
 	p.ready = true
 	p.s.dir.ended = 0
 	p.w.mu.Unlock()
@@ -232,13 +248,12 @@ func (p *proc) commit(ctx context.Context, value uint64) error {
 	if !p.primary {
 		return errors.New("cannot execute INSERT in a read-only transaction")
 	}
-	if err := p.query(ctx, p.flushes); err != nil {
+	d, at := p.s.dir, 0
+	p.w.lastID++
+	r := record{id: p.w.lastID, tl: d.tl, value: value}
+	if err := p.write(p.ctx, func() { d.wal = append(d.wal, r); at = len(d.wal) }); err != nil {
 		return err
 	}
-	p.w.lastID++
-	d := p.s.dir
-	d.wal = append(d.wal, record{id: p.w.lastID, tl: d.tl, value: value})
-	at := len(d.wal)
 	p.cond.Broadcast()
 	if err := p.query(ctx, func() bool { return !p.defined || p.synced >= at }); err != nil {
 		return err
@@ -317,7 +332,7 @@ func (p *proc) backup(c net.Conn) {
 		return
 	}
 	p.w.mu.Lock()
-	if p.query(p.sessions, always) != nil {
+	if p.query(p.sessions, p.flushes) != nil { // it begins with a checkpoint
 		p.w.mu.Unlock()
 		return
 	}
@@ -346,7 +361,7 @@ func (p *proc) promote(e fsm.Epoch) {
 		err := pause(p.ctx, wait)
 		p.w.mu.Lock()
 		d := p.s.dir
-		if err != nil || p.query(p.ctx, func() bool { return p.replayed == len(d.wal) && p.flushes() }) != nil {
+		if err != nil || p.query(p.ctx, func() bool { return p.replayed == len(d.wal) }) != nil || p.flushed(p.ctx) != nil || p.stopping {
 			return
 		}
 		if r := p.receiver; r != nil {

@@ -51,7 +51,7 @@ func (h hands) Configure(ctx context.Context, _ agent.Roster, c decide.Conf) err
 	if p == nil {
 		return nil
 	}
-	if err := p.query(ctx, p.flushes); err != nil {
+	if err := p.query(ctx, p.m.answers); err != nil {
 		return err
 	}
 	opening := p.primary && c.Phase == decide.Open && p.conf.Phase != decide.Open
@@ -104,7 +104,7 @@ func (h hands) Promise(ctx context.Context, _ agent.Roster, e fsm.Epoch) error {
 	}
 	defer h.leave()
 	s := h.s
-	if s.m.stuck {
+	if !s.m.answers() {
 		return errors.New("the disk does not answer")
 	}
 	if e.Less(s.promise) {
@@ -158,11 +158,11 @@ func (h hands) Settle(ctx context.Context) (fsm.Timeline, fsm.LSN, error) {
 	return p.timeline(), lsn(p.replayed), nil
 }
 
-func (h hands) SetLineage(tl fsm.Timeline, e fsm.Epoch) error {
+func (h hands) SetLineage(made map[fsm.Timeline]fsm.Epoch) error {
 	h.g.pass()
 	h.s.w.mu.Lock()
 	defer h.leave()
-	h.s.lineage[tl] = e
+	maps.Copy(h.s.lineage, made)
 	return nil
 }
 
@@ -209,7 +209,11 @@ func (h hands) Slots(ctx context.Context, r agent.Roster) error {
 		return err
 	}
 	defer h.leave()
-	if _, err := h.answering(ctx); err != nil {
+	p, err := h.answering(ctx)
+	if err == nil {
+		err = p.query(ctx, p.m.answers)
+	}
+	if err != nil {
 		return err
 	}
 	h.s.dir.slots = wantedSlots(r)
@@ -236,6 +240,9 @@ func (h hands) Barrier(ctx context.Context, r agent.Roster, c decide.Conf) error
 		h.s.dir.wal = append(h.s.dir.wal, record{id: p.w.lastID, tl: h.s.dir.tl})
 		p.cond.Broadcast()
 		return len(h.s.dir.wal)
+	}
+	if err := p.query(ctx, p.flushes); err != nil {
+		return err
 	}
 	for !h.reloaded(p, before) {
 		mark()
@@ -288,6 +295,9 @@ func (h hands) Equip(ctx context.Context, _ agent.Roster) error {
 		return err
 	}
 	defer h.leave()
-	_, err := h.answering(ctx)
-	return err
+	p, err := h.answering(ctx)
+	if err != nil {
+		return err
+	}
+	return p.query(ctx, p.flushes)
 }

@@ -108,6 +108,7 @@ func (w *World) live(ctx context.Context, cancel context.CancelFunc) (why string
 	}()
 	w.liars, w.early = w.seed%5 == 4, w.seed%2 == 0
 	w.refusals, w.hangs = 0.05, 0.1
+	w.sickly = w.seed%7 == 3
 	groups := []int{3}
 	if w.seed%8 == 7 {
 		groups = []int{3, 2}
@@ -163,6 +164,9 @@ func (w *World) form(ctx context.Context, groups []int) error {
 	w.mu.Unlock()
 	settings := fsm.DefaultSettings()
 	settings.Citus = false
+	if w.sickly {
+		settings.SickCooldown = 15 * time.Second
+	}
 	first := machines[0]
 	err := first.startAgent(&fsm.Bootstrap{
 		ClusterID: clusterID, Incarnation: 1, Settings: settings, Node: first.node(), Token: &fsm.Token{ID: "t", Uses: len(machines) + 2},
@@ -268,7 +272,8 @@ func (w *World) writable(clients []*client) string {
 func (w *World) stop(cancel context.CancelFunc) {
 	for _, m := range w.machines {
 		w.mu.Lock()
-		m.frozen, m.stuck = false, false
+		m.frozen = false
+		m.diskBack()
 		if m.sentinel != nil {
 			m.sentinel.thaw()
 		}

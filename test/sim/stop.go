@@ -64,7 +64,8 @@ func (p *proc) shutdown() {
 	}
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	if p.await(p.ctx, always) != nil {
+	written := func() bool { return p.flushes() && len(p.flights) == 0 }
+	if p.flushed(p.ctx) != nil || p.await(p.ctx, written) != nil {
 		return
 	}
 	if !p.primary {

@@ -266,10 +266,10 @@ func (p *proc) flush(ctx context.Context, r *receiver, b batch) error {
 	}
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	if err := p.await(ctx, p.flushes); err != nil {
+	d := p.s.dir
+	if err := p.await(ctx, always); err != nil {
 		return err
 	}
-	d := p.s.dir
 	r.streaming = true
 	if b.from != len(d.wal) || (b.from > 0 && d.wal[b.from-1].id != b.prev) {
 		if r.conf.Epoch.Less(b.epoch) {
@@ -278,7 +278,7 @@ func (p *proc) flush(ctx context.Context, r *receiver, b batch) error {
 		p.w.violate("group %d: %s streams from %s, whose history is another one (timeline %d, %d records)", p.m.group, p.m.name, r.conf.Upstream, d.tl, len(d.wal))
 		return errGone
 	}
-	d.append(b.recs, b.history)
+	err := p.write(p.ctx, func() { d.append(b.recs, b.history) })
 	p.cond.Broadcast()
-	return nil
+	return err
 }

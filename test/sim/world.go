@@ -27,6 +27,7 @@ type World struct {
 	mu         sync.Mutex
 	early      bool // groups fail over before the end of a lease: a primary cut off may write what nobody acknowledges, and show the past
 	without    rule // the one that does not hold here
+	sickly     bool // PostgreSQL's disks hang often, and a group may be taken from a sick primary again soon
 	plain      bool // nodes without tags, groups as a cluster makes them
 	confirm    int  // of plain groups: synchronous_node_count
 	liars      bool // clocks may stand still: then nothing keeps two servers from writing, but nothing acknowledged may be lost
