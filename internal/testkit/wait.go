@@ -146,6 +146,8 @@ func (c *Cluster) unhealthy(st admin.Status, g fsm.Group) (bad []string) {
 		if m.ID == g.Lease.Holder {
 			if ok, why := own.Writable(); !ok || self.Epoch != g.Epoch || self.Job != "" {
 				add("%s is primary of epoch %s: %s %s", m.Name, self.Epoch, why, self.Job)
+			} else if self.LeaseLeft < g.Lease.TTL/2 { // the lease may end before a new leader renews it
+				add("the lease of %s was not renewed for long, %s are left", m.Name, self.LeaseLeft)
 			}
 			continue
 		}
