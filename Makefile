@@ -10,8 +10,8 @@ TAGS    := hashicorpmetrics
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GOTEST  := go test -buildvcs=false -tags $(TAGS)
 LINT    := .cache/golangci-lint
-# Packages tested at the same time: those with real PostgreSQL load the machine themselves.
-PARALLEL ?= 2
+# Packages tested at the same time: those with real PostgreSQL load the machine themselves, and count seconds.
+PARALLEL ?= 1
 # Seeds of the simulation in `make test` and `make sim`.
 SEEDS    ?= 200
 # What `make bench` plays (all without SCENARIOS), how often, what it compares with, and where results go.
@@ -58,11 +58,14 @@ lint: $(LINT) ## run the linters: format, import rules and more
 vet: ## run go vet
 	@go vet -tags $(TAGS) ./...
 
+# Everything is compiled before the first test runs: beside a compiler no test of seconds is fair.
 test: deps ## run every test: unit, simulation, real PostgreSQL
+	@$(GOTEST) -c -o /dev/null ./...
 	@MATRIARCH_SIM_SEEDS=$(SEEDS) $(GOTEST) -count=1 -p $(PARALLEL) -timeout 20m ./...
 
 race: ## run the fast tests under the race detector
 	@command -v gcc >/dev/null || { echo "the race detector needs a C compiler: run 'make deps'" >&2; exit 1; }
+	@CGO_ENABLED=1 $(GOTEST) -race -c -o /dev/null ./...
 	@CGO_ENABLED=1 $(GOTEST) -race -short -p $(PARALLEL) -timeout 15m ./...
 
 sim: ## simulate the whole cluster with seeded faults: make sim SEEDS=n

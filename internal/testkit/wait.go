@@ -155,6 +155,8 @@ func (c *Cluster) unhealthy(st admin.Status, g fsm.Group) (bad []string) {
 		switch {
 		case !self.Postgres.Streaming || self.Report.Epoch != g.Epoch:
 			add("%s is %s in epoch %s: %s", m.Name, self.Report.State, self.Report.Epoch, self.Reason)
+		case self.Job != "" || !self.Report.Open:
+			add("%s lets nobody in yet: %s", m.Name, self.Job)
 		case !m.Report.SameButLSN(self.Report):
 			add("the leader has an old report of %s", m.Name)
 		case !g.Sync.Target().Has(m.ID) && !m.Tags.NoSync:

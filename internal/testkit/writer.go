@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"matriarch/internal/config"
 	"matriarch/internal/identity"
@@ -118,7 +119,7 @@ type Writer struct {
 
 	mu   sync.Mutex
 	acks []Ack
-	last error
+	errs []error
 }
 
 // Write starts a writer on a healthy group. A test has at most one for each group.
@@ -207,7 +208,7 @@ func (w *Writer) insert(ctx context.Context, conn *pgx.Conn) error {
 func (w *Writer) failed(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.last = err
+	w.errs = append(w.errs, err)
 }
 
 // Acks are the acknowledged writes so far.
@@ -224,7 +225,20 @@ func (w *Writer) Tried() int64 { return w.tried.Load() }
 func (w *Writer) LastError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.last
+	if len(w.errs) == 0 {
+		return nil
+	}
+	return w.errs[len(w.errs)-1]
+}
+
+// Refused are the errors so far, but for writes that merely took longer than the writer waits: then nobody was turned away.
+func (w *Writer) Refused() []error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(w.errs), func(err error) bool {
+		_, said := errors.AsType[*pgconn.PgError](err)
+		return pgconn.Timeout(err) && !said
+	})
 }
 
 // WaitAck waits until a write that began after the call was acknowledged.
@@ -275,10 +289,8 @@ func (w *Writer) Check() {
 	w.c.T.Helper()
 	w.stop()
 	p := w.c.WaitPrimary(w.group)
-	present, err := p.Numbers("numbers")
-	if err != nil {
-		w.c.T.Fatalf("read the numbers on %s: %v", p.Name, err)
-	}
+	var present map[int64]bool
+	w.c.Eventually("the numbers on "+p.Name, func() (err error) { present, err = p.Numbers("numbers"); return err })
 	w.judge(p, maps.Clone(present))
 	for _, n := range w.c.Nodes {
 		if n == p || n.Group != w.group || !n.Running() {
@@ -288,6 +300,9 @@ func (w *Writer) Check() {
 			have, err := n.Numbers("numbers")
 			if err == nil && !maps.Equal(have, present) {
 				err = fmt.Errorf("%d numbers, %s has %d", len(have), p.Name, len(present))
+				if now, nerr := p.Numbers("numbers"); nerr == nil { // a write that was given up may have come through
+					present = now
+				}
 			}
 			return err
 		})
@@ -377,10 +392,11 @@ func (s *Stubborn) run(ctx context.Context, conn *pgx.Conn) {
 			return
 		case <-tick.C:
 		}
+		began := time.Now() // not when the answer was read, which may be much later
 		_, err := conn.Exec(ctx, "INSERT INTO local_numbers SELECT coalesce(max(n), 0) + 1 FROM local_numbers")
 		s.mu.Lock()
 		if err == nil {
-			s.last = time.Now()
+			s.last = began
 			s.n++
 		}
 		s.err = err

@@ -76,8 +76,7 @@ func TestLegacyRunning(t *testing.T) {
 		t.Error("the owner's own access is gone")
 	}
 
-	at := l.Kill9(testkit.Postmaster)
-	c.WaitPrimary(0, l.Node)
+	_, at := losesPostmaster(c, l.Node)
 	w.sells(c)
 	within(t, "handing over", time.Since(at), ttl+slack)
 	c.WaitHealthy()

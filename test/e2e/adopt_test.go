@@ -30,17 +30,24 @@ func adopted(t *testing.T, c *testkit.Cluster, n *testkit.Node) {
 	c.WaitHealthy()
 	w := c.Write(0)
 	for _, x := range c.Nodes {
-		if rows, err := testkit.Query[int](x, "postgres", "SELECT count(*) FROM before"); err != nil || rows != 1000 {
-			t.Errorf("%s has %d rows of before (%v)", x.Name, rows, err)
-		}
+		c.Eventually(x.Name+" has the rows of before", func() error { // a standby lets clients in last
+			rows, err := testkit.Query[int](x, "postgres", "SELECT count(*) FROM before")
+			if err == nil && rows != 1000 {
+				err = fmt.Errorf("%d rows", rows)
+			}
+			return err
+		})
 	}
-	n.Kill9(testkit.Postmaster)
-	c.WaitPrimary(0, n)
+	losesPostmaster(c, n)
 	w.WaitAck()
 	c.WaitHealthy()
-	if st, err := n.SentinelStatus(); err != nil || st.Weak {
-		t.Errorf("the fence is still weak (%v)", err)
-	}
+	c.Eventually("the fence is not weak any more", func() error {
+		st, err := n.SentinelStatus()
+		if err == nil && st.Weak {
+			err = errNotYet
+		}
+		return err
+	})
 	w.Check()
 }
 

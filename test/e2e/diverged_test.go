@@ -74,9 +74,12 @@ func TestDiverged(t *testing.T) {
 		if len(aside) != 1 || inode(t, aside[0]) != before {
 			t.Errorf("the old directory was not set aside: %v", aside)
 		}
-		if r := others(nodes, old)[0].CLI("list"); !strings.Contains(r.Out, "set") {
-			t.Errorf("list does not mention the data set aside:\n%s", r.Out)
-		}
+		c.Eventually("list mentions the data set aside", func() error {
+			if r := others(nodes, old)[0].CLI("list"); !strings.Contains(r.Out, "set") {
+				return fmt.Errorf("it says:\n%s%s", r.Out, r.Err)
+			}
+			return nil
+		})
 	})
 	w.Check()
 	timelinesAgree(t, c)

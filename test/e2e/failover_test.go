@@ -31,22 +31,28 @@ func TestFailover(t *testing.T) {
 			if n == p {
 				want = http.StatusOK
 			}
-			if got := get(t, n, "/primary"); got != want {
-				t.Errorf("GET /primary on %s: %d, want %d", n.Name, got, want)
-			}
-			if r := n.CLI("list"); r.Code != 0 || strings.Count(r.Out, "Quorum Standby") != 2 {
-				t.Errorf("list on %s: exit %d\n%s%s", n.Name, r.Code, r.Out, r.Err)
-			}
+			c.Eventually("all know of the primary on "+n.Name, func() error {
+				if got := get(t, n, "/primary"); got != want {
+					return fmt.Errorf("GET /primary: %d, want %d", got, want)
+				}
+				if r := n.CLI("list"); r.Code != 0 || strings.Count(r.Out, "Quorum Standby") != 2 {
+					return fmt.Errorf("list: exit %d\n%s%s", r.Code, r.Out, r.Err)
+				}
+				return nil
+			})
 		}
 	})
 
 	w := c.Write(0)
+	var term uint64
+	var changed time.Time
 
 	c.Run("postmaster killed", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		sentinel, identity := old.PID(testkit.Sentinel), inode(t, old.DataDir())
-		at := old.Kill9(testkit.Postmaster)
-		p := c.WaitPrimary(0, old)
+		term = c.Status().Raft.Term
+		p, at := losesPostmaster(c, old)
+		changed = at
 		w.WaitAck()
 		gap, _ := w.Gap(at)
 		within(t, fmt.Sprintf("handing over from %s to %s", old.Name, p.Name), gap, 1500*time.Millisecond+slack)
@@ -57,9 +63,12 @@ func TestFailover(t *testing.T) {
 		if inode(t, old.DataDir()) != identity {
 			t.Error("the old primary was cloned: following or rewinding would have done")
 		}
-		if get(t, p, "/primary") != http.StatusOK || get(t, old, "/replica") != http.StatusOK {
-			t.Error("the API does not say who is primary and who standby")
-		}
+		c.Eventually("the API says who is primary and who standby", func() error {
+			if a, b := get(t, p, "/primary"), get(t, old, "/replica"); a != http.StatusOK || b != http.StatusOK {
+				return fmt.Errorf("%d and %d", a, b)
+			}
+			return nil
+		})
 	})
 
 	c.Run("postmaster killed again at once", func(t *testing.T) {
@@ -67,7 +76,8 @@ func TestFailover(t *testing.T) {
 		old.Kill9(testkit.Postmaster)
 		p := waitNext(c, epoch)
 		w.WaitAck()
-		if p != old {
+		// A new leader of Raft does not know when the group changed.
+		if p != old && c.Status().Raft.Term == term && time.Since(changed) < decide.ChangeBudget {
 			t.Errorf("%s took over: a group whose holder lives changes once in %s", p.Name, decide.ChangeBudget)
 		}
 		c.WaitHealthy()
@@ -104,16 +114,18 @@ func TestFailover(t *testing.T) {
 	})
 
 	c.Run("by hand", func(t *testing.T) {
-		old := c.WaitPrimary(0)
-		to := others(nodes, old)[1]
-		at := time.Now()
-		r := others(nodes, old)[0].CLI("failover", "--group", "0", "--candidate", to.Name, "--yes")
-		if r.Code != 0 {
-			t.Fatalf("exit %d: %s%s", r.Code, r.Out, r.Err)
-		}
-		if p := c.WaitPrimary(0); p != to {
-			t.Errorf("the primary is %s, not %s", p.Name, to.Name)
-		}
+		var at time.Time
+		c.Eventually("the candidate takes over", func() error { // one that lacks what the other has is refused
+			rest := others(nodes, c.WaitPrimary(0))
+			at = time.Now()
+			if r := rest[0].CLI("failover", "--group", "0", "--candidate", rest[1].Name, "--yes"); r.Code != 0 {
+				return fmt.Errorf("exit %d: %s%s", r.Code, r.Out, r.Err)
+			}
+			if p := c.WaitPrimary(0); p != rest[1] {
+				return fmt.Errorf("the primary is %s, not %s", p.Name, rest[1].Name)
+			}
+			return nil
+		})
 		w.WaitAck()
 		gap, _ := w.Gap(at)
 		within(t, "failing over by hand", gap, ttl+slack)

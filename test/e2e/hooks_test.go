@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,7 +45,7 @@ func TestHooks(t *testing.T) {
 	}
 	c.WaitHealthy()
 
-	old, epoch := c.WaitPrimary(0), c.GroupState(0).Epoch
+	old := c.WaitPrimary(0)
 	standbys := others(nodes, old)
 	// With equal positions the first by name is the first to be tried.
 	refuser, taker := standbys[0], standbys[1]
@@ -54,6 +55,26 @@ func TestHooks(t *testing.T) {
 	w := c.Write(0)
 	w.Check() // and ends it
 	c.WaitHealthy()
+	epoch := c.GroupState(0).Epoch
+	for _, f := range []string{"asked", "fenced"} { // the restarts may have cost a failover
+		if err := os.RemoveAll(filepath.Join(dir, f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old.Freeze(testkit.Agent) // it writes a record every 2 s
+	c.Eventually("the standbys have the same", func() error {
+		if old.PID(testkit.Postmaster) == 0 { // fenced meanwhile, which is as good
+			return nil
+		}
+		at, err := testkit.Query[string](old, "postgres", "SELECT pg_current_wal_flush_lsn()::text")
+		for _, n := range standbys {
+			got, nerr := testkit.Query[string](n, "postgres", "SELECT coalesce(pg_last_wal_receive_lsn()::text, '')")
+			if err != nil || nerr != nil || got != at {
+				return fmt.Errorf("%s has %q of %q: %w", n.Name, got, at, errors.Join(err, nerr))
+			}
+		}
+		return nil
+	})
 	old.PowerOff()
 	if p := c.WaitPrimary(0, old); p != taker {
 		t.Errorf("the primary is %s, whose pre_promote refuses", p.Name)
@@ -78,9 +99,8 @@ func TestHooks(t *testing.T) {
 
 	old.Start()
 	c.WaitHealthy()
-	if r := taker.CLI("switchover", "--group", "0", "--candidate", old.Name, "--force"); r.Code != 0 {
-		t.Fatalf("%s%s", r.Out, r.Err)
-	}
+	fenced = read(t, filepath.Join(dir, "fenced"))
+	switchOver(c, taker, "--candidate", old.Name, "--force")
 	if more := read(t, filepath.Join(dir, "fenced")); more != fenced {
 		t.Errorf("a primary that ended in good order was fenced:\n%s", more)
 	}

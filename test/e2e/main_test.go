@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +65,70 @@ func allGone(c *testkit.Cluster, n *testkit.Node) {
 		}
 		return nil
 	})
+}
+
+// renewed waits until an agent has renewed its lease: one that has just started may not have.
+func renewed(c *testkit.Cluster, p *testkit.Node) {
+	c.T.Helper()
+	c.Eventually("the lease of "+p.Name+" is renewed", func() error {
+		st, err := p.Status()
+		if err == nil && (st.Self == nil || st.Self.LeaseLeft <= ttl-time.Second) {
+			err = fmt.Errorf("it says of itself: %+v", st.Self)
+		}
+		return err
+	})
+}
+
+// returned waits until an agent that went away has renewed its lease itself, or the epoch is over. It reports whether that was in
+// time: 3.5 s after the last keepalive, which may have been half a second earlier, the sentinel stops PostgreSQL, and rightly.
+func returned(c *testkit.Cluster, p *testkit.Node, epoch fsm.Epoch, away time.Time) (inTime bool) {
+	c.T.Helper()
+	c.Eventually(p.Name+" renews its lease again", func() error {
+		former := max(ttl-500*time.Millisecond-time.Since(away), 0) // what is left at most of the lease as it was
+		st, err := p.Status()
+		if err == nil && !epoch.Less(st.State.Groups[0].Epoch) && (st.Self == nil || st.Self.LeaseLeft <= former) {
+			err = fmt.Errorf("it says of itself: %+v", st.Self)
+		}
+		return err
+	})
+	return time.Since(away) < 2500*time.Millisecond
+}
+
+// stoodStill: an epoch was revoked because a port gave no answer in half a second, which is right when the machine stood still.
+func stoodStill(s *fsm.State, e fsm.Epoch) bool {
+	return slices.ContainsFunc(s.History[0], func(h fsm.History) bool {
+		return h.Kind == "revoked" && h.Epoch == e && strings.Contains(h.Text, "no answer within")
+	})
+}
+
+// losesPostmaster kills a primary's PostgreSQL until another member takes over: its agent lives, so it is elected again if it is
+// back first.
+func losesPostmaster(c *testkit.Cluster, old *testkit.Node) (p *testkit.Node, at time.Time) {
+	c.T.Helper()
+	for range 3 {
+		epoch := c.GroupState(0).Epoch
+		at = old.Kill9(testkit.Postmaster)
+		if p = waitNext(c, epoch); p != old {
+			return p, at
+		}
+		c.WaitHealthy()
+	}
+	c.T.Fatalf("%s was elected again three times", old.Name)
+	return nil, at
+}
+
+// switchOver has group 0 handed over; on a busy machine that can be refused. It returns when the last try began.
+func switchOver(c *testkit.Cluster, via *testkit.Node, args ...string) (r testkit.Result, at time.Time) {
+	c.T.Helper()
+	c.Eventually("a switchover is carried out", func() error {
+		at = time.Now()
+		r = via.CLI(append([]string{"switchover", "--group", "0"}, args...)...)
+		if r.Code != 0 && !strings.Contains(r.Err, "is the primary of group 0 already") { // as an earlier try made it
+			return fmt.Errorf("exit %d\n%s%s", r.Code, r.Out, r.Err)
+		}
+		return nil
+	})
+	return r, at
 }
 
 // noneLeftOver waits until nothing is under way or planned in a group.

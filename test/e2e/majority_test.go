@@ -25,11 +25,11 @@ func TestMajority(t *testing.T) {
 	c.Run("lost for a while", func(t *testing.T) {
 		p := c.WaitPrimary(0)
 		s := p.WriteLocally()
-		at := time.Now()
 		testkit.PowerOff(t, others(nodes, p)...)
+		at := time.Now() // from here on nobody answers
 		last := s.WaitEnd()
 		within(t, "the primary without a majority went on writing, which", last.Sub(at), ttl)
-		c.EventuallyWithin(time.Second, "the API stops calling it primary", func() error {
+		c.EventuallyWithin(ttl, "the API stops calling it primary", func() error {
 			if get(t, p, "/primary") == http.StatusOK {
 				return errors.New("200")
 			}

@@ -27,10 +27,6 @@ func TestMonitoring(t *testing.T) {
 	c.WaitHealthy()
 
 	c.Run("every query has its metrics", func(t *testing.T) {
-		have := map[string][][]string{}
-		for _, n := range c.Nodes {
-			monitoring.Exported(scrape(t, n), have)
-		}
 		queries, err := monitoring.DashboardQueries()
 		if err != nil {
 			t.Fatal(err)
@@ -42,30 +38,45 @@ func TestMonitoring(t *testing.T) {
 		for _, a := range alerts {
 			queries[a.Name] = a.Expr
 		}
-		for of, q := range queries {
-			if missing := monitoring.Missing(q, have); missing != nil {
-				t.Errorf("%s: %s", of, strings.Join(missing, "; "))
+		c.Eventually("every query has its metrics", func() error { // some are the leader's alone, and it may move
+			have := map[string][][]string{}
+			for _, n := range c.Nodes {
+				monitoring.Exported(scrape(t, n), have)
 			}
-		}
+			var lacking []error
+			for of, q := range queries {
+				if missing := monitoring.Missing(q, have); missing != nil {
+					lacking = append(lacking, fmt.Errorf("%s: %s", of, strings.Join(missing, "; ")))
+				}
+			}
+			return errors.Join(lacking...)
+		})
 	})
 
 	c.Run("doctor and support bundle", func(t *testing.T) {
-		r := w1.CLI("doctor")
-		for _, want := range []string{"ok    ports", "ok    reach", "ok    certificates", "ok    configuration"} {
-			if !strings.Contains(r.Out, want) {
-				t.Errorf("no %q in\n%s%s", want, r.Out, r.Err)
+		c.Eventually("the doctor is content", func() error { // a port that answers after 100 ms is a warning
+			r := w1.CLI("doctor")
+			for _, want := range []string{"ok    ports", "ok    reach", "ok    certificates", "ok    configuration"} {
+				if !strings.Contains(r.Out, want) {
+					return fmt.Errorf("no %q in\n%s%s", want, r.Out, r.Err)
+				}
 			}
-		}
-		file := filepath.Join(t.TempDir(), "s.tar.gz")
-		mustRun(t, w1, "support-bundle", file)
-		files := unpack(t, file)
-		for _, name := range []string{
-			"formation/list.txt", "nodes/n2/postgresql/settings.tsv", "nodes/n1/postgresql/pg_controldata.txt", "nodes/n1/logs/postgresql.log", "nodes/w1/metrics.txt", "nodes/n2/doctor.txt", "nodes/n1/explain.txt",
-		} {
-			if files[name] == "" {
-				t.Errorf("no %s: %s", name, files["missing.txt"]+files["nodes/n1/errors.txt"])
+			return nil
+		})
+		var files map[string]string
+		c.Eventually("the bundle is whole", func() error { // what does not answer in some seconds is left out
+			file := filepath.Join(t.TempDir(), "s.tar.gz")
+			mustRun(t, w1, "support-bundle", file)
+			files = unpack(t, file)
+			for _, name := range []string{
+				"formation/list.txt", "nodes/n2/postgresql/settings.tsv", "nodes/n1/postgresql/pg_controldata.txt", "nodes/n1/logs/postgresql.log", "nodes/w1/metrics.txt", "nodes/n2/doctor.txt", "nodes/n1/explain.txt",
+			} {
+				if files[name] == "" {
+					return fmt.Errorf("no %s: %s", name, files["missing.txt"]+files["nodes/n1/errors.txt"])
+				}
 			}
-		}
+			return nil
+		})
 		for _, n := range c.Nodes {
 			secrets, err := filepath.Glob(filepath.Join(n.Dir, "secrets", "*"))
 			if err != nil || secrets == nil {

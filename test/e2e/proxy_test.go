@@ -39,12 +39,8 @@ func TestProxy(t *testing.T) {
 	c.Run("switchover", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		to := others(group, old)[0]
-		at := time.Now()
-		if r := entry.CLI("switchover", "--group", "0", "--candidate", to.Name, "--yes"); r.Code != 0 {
-			t.Fatalf("exit %d: %s%s", r.Code, r.Out, r.Err)
-		} else {
-			t.Logf("the command says\n%s", r.Out)
-		}
+		r, at := switchOver(c, entry, "--candidate", to.Name, "--yes")
+		t.Logf("the command says\n%s", r.Out)
 		w.waitAck()
 		within(t, "the gap of a switchover", w.gap(at), 500*time.Millisecond+slack)
 		within(t, "from the state's word to the client's next commit", w.sinceOpened(), openGrace+slack)
@@ -54,8 +50,7 @@ func TestProxy(t *testing.T) {
 
 	c.Run("postmaster killed", func(t *testing.T) {
 		old := c.WaitPrimary(0)
-		at := old.Kill9(testkit.Postmaster)
-		c.WaitPrimary(0, old)
+		_, at := losesPostmaster(c, old)
 		w.waitAck()
 		within(t, "the gap of a killed postmaster", w.gap(at), 1500*time.Millisecond+slack)
 		w.expectErrors(at, "session: ended", "session: 57P01")

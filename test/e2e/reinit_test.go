@@ -37,18 +37,20 @@ func TestReinit(t *testing.T) {
 	})
 
 	c.Run("from the primary, then from a standby, over the limit", func(t *testing.T) {
+		progress := false
 		for i, args := range [][]string{{}, {"--from", b.Name}, {}} {
 			r := p.CLI(append([]string{"reinit", a.Name, "--wait", "--yes"}, args...)...)
 			if r.Code != 0 || !strings.Contains(r.Out, a.Name+" was cloned from ") {
 				t.Fatalf("code %d\n%s%s", r.Code, r.Out, r.Err)
 			}
-			if !strings.Contains(r.Err, "creating replica") {
-				t.Errorf("no progress shown:\n%s", r.Err)
-			}
+			progress = progress || strings.Contains(r.Err, "creating replica") // a clone takes a second or two
 			c.WaitHealthy()
 			if n := asides(); n != min(i+1, 2) {
 				t.Errorf("%d directories set aside after clone %d", n, i+1)
 			}
+		}
+		if !progress {
+			t.Error("no progress was shown of any")
 		}
 	})
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -62,28 +63,34 @@ func TestSickPostmaster(t *testing.T) {
 	var old, second *testkit.Node
 
 	c.Run("out of memory", func(t *testing.T) {
-		old = c.WaitPrimary(0)
-		conn, err := old.Connect(t.Context(), "postgres")
-		if err != nil {
-			t.Fatal(err)
+		moved, told := false, false
+		for try := 0; try < 3 && !(moved && told); try++ {
+			old = c.WaitPrimary(0)
+			epoch := c.GroupState(0).Epoch
+			conn, err := old.Connect(t.Context(), "postgres")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var pid int
+			if err := conn.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+				t.Fatal(err)
+			}
+			limitMemory(t, pid, 64<<20)
+			at := time.Now()
+			if _, err := conn.Exec(t.Context(), "SELECT length(repeat('x', 900000000))"); err == nil {
+				t.Fatal("the kernel let a session have it")
+			}
+			moved = waitNext(c, epoch) != old || moved // its agent lives: it is elected again if it is back first
+			w.WaitAck()
+			gap, _ := w.Gap(at)
+			within(t, "the gap after the kernel ended one session", gap, 2*time.Second+slack)
+			// The lease does not wait for a log that is read slowly.
+			told = strings.Contains(fmt.Sprint(c.State().History[0]), "was terminated by signal 9") || told
+			c.WaitHealthy()
 		}
-		var pid int
-		if err := conn.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
-			t.Fatal(err)
+		if !moved || !told {
+			t.Errorf("another took over: %t; the history says why: %t: %v", moved, told, c.State().History[0])
 		}
-		limitMemory(t, pid, 64<<20)
-		at := time.Now()
-		if _, err := conn.Exec(t.Context(), "SELECT length(repeat('x', 900000000))"); err == nil {
-			t.Fatal("the kernel let a session have it")
-		}
-		c.WaitPrimary(0, old)
-		w.WaitAck()
-		gap, _ := w.Gap(at)
-		within(t, "the gap after the kernel ended one session", gap, 2*time.Second+slack)
-		if history := fmt.Sprint(c.State().History[0]); !strings.Contains(history, "was terminated by signal 9") {
-			t.Errorf("the history does not say why: %s", history)
-		}
-		c.WaitHealthy()
 	})
 
 	c.Run("handed over", func(t *testing.T) {
@@ -110,14 +117,24 @@ func TestSickPostmaster(t *testing.T) {
 	c.Run("not again", func(t *testing.T) {
 		sickSettings(t, c, "--group", "0", "early_failover=false") // a stopped postmaster is half of its evidence
 		epoch := c.GroupState(0).Epoch
+		conn, err := second.Connect(t.Context(), testkit.Database) // the writer gives its session up when a write takes 2 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.WithoutCancel(t.Context()))
 		second.Freeze(testkit.Postmaster)
 		waitSick(c, second, "stopped")
 		listSays(c, old, "it stays primary: the group was taken from a sick primary")
 		if r := second.CLI("status", second.Name); !strings.Contains(r.Out, "SIGCONT lets it go on") {
 			t.Errorf("status says:\n%s%s", r.Out, r.Err)
 		}
-		w.WaitAck() // sessions that were there go on
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		if _, err := conn.Exec(ctx, "INSERT INTO local_numbers VALUES (-1)"); err != nil {
+			t.Errorf("a session that was there does not go on: %v", err)
+		}
 		second.Thaw(testkit.Postmaster)
+		w.WaitAck()
 		waitSick(c, second, "")
 		if now := c.GroupState(0).Epoch; now != epoch || taken(c) != 1 {
 			t.Errorf("epoch %s became %s; taken %d times, want 1", epoch, now, taken(c))
@@ -213,9 +230,7 @@ func primaryOn(c *testkit.Cluster, n *testkit.Node) {
 		return nil
 	})
 	if c.WaitPrimary(0) != n {
-		if r := c.Nodes[0].CLI("switchover", "--group", "0", "--candidate", n.Name, "--yes"); r.Code != 0 {
-			c.T.Fatalf("%s%s", r.Out, r.Err)
-		}
+		switchOver(c, c.Nodes[0], "--candidate", n.Name, "--yes")
 	}
 	c.WaitHealthy()
 }
@@ -254,7 +269,7 @@ func TestSickDisk(t *testing.T) {
 			cure()
 			waitSick(c, sick, "")
 			c.WaitHealthy()
-			if now := c.GroupState(0); now.Epoch != epoch || now.Lease.Holder != next.ID() {
+			if now := c.GroupState(0); (now.Epoch != epoch || now.Lease.Holder != next.ID()) && !stoodStill(c.State(), epoch) {
 				t.Errorf("epoch %s of %s became %s of %s", epoch, next.Name, now.Epoch, c.State().Name(now.Lease.Holder))
 			}
 			lastOf(t, c, "well")

@@ -73,9 +73,7 @@ func TestSlots(t *testing.T) {
 	c.Run("switchover", func(t *testing.T) {
 		old := c.WaitPrimary(0)
 		missed := insert()
-		if r := old.CLI("switchover", "--group", "0", "--force"); r.Code != 0 {
-			t.Fatalf("%s%s", r.Out, r.Err)
-		}
+		switchOver(c, old, "--force")
 		next := c.WaitPrimary(0, old)
 		c.WaitHealthy()
 		consume(t, next, missed, insert())

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -12,8 +13,18 @@ import (
 // TestSpentEpoch: an agent makes its sentinel refuse an epoch and is killed before it gives the lease back. The one after it does.
 func TestSpentEpoch(t *testing.T) {
 	c, nodes := three(t)
-	w := c.Write(0)
-	old, epoch := c.WaitPrimary(0), c.GroupState(0).Epoch
+	w, old := c.Write(0), c.WaitPrimary(0)
+	// The agents that are killed shall cost no election, nor the lease.
+	mustRun(t, old, "config", "set", "leader_avoid=false")
+	mustRun(t, old, "config", "set", "--group", "0", "early_failover=false")
+	c.Eventually(old.Name+" leads", func() error {
+		if c.Leader() == old {
+			return nil
+		}
+		r := old.CLI("transfer-leader", old.Name)
+		return fmt.Errorf("exit %d %s", r.Code, r.Err)
+	})
+	epoch := c.GroupState(0).Epoch
 	spent := fsm.Epoch{Inc: epoch.Inc, N: epoch.N + 1}
 	for _, n := range others(nodes, old) {
 		n.Kill9(testkit.Agent)

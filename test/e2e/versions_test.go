@@ -53,9 +53,7 @@ func TestMixedVersions(t *testing.T) {
 		old.Start()
 		c.WaitHealthy()
 		for _, to := range nodes { // to the newer and to the older, led by whoever leads
-			if r := nodes[0].CLI("switchover", "--group", "0", "--candidate", to.Name, "--yes"); r.Code != 0 && !strings.Contains(r.Err, "is the primary") {
-				t.Errorf("switchover to %s: exit %d %s%s", to.Name, r.Code, r.Out, r.Err)
-			}
+			switchOver(c, nodes[0], "--candidate", to.Name, "--yes")
 			c.WaitHealthy()
 		}
 	})
@@ -64,9 +62,12 @@ func TestMixedVersions(t *testing.T) {
 		for _, n := range nodes {
 			run(n, newer)
 		}
-		if r := nodes[0].CLI("upgrade", "status"); r.Code != 0 || !strings.Contains(r.Out, "may still go back") {
-			t.Errorf("upgrade status: exit %d %s%s", r.Code, r.Out, r.Err)
-		}
+		c.Eventually("upgrade status says so", func() error {
+			if r := nodes[0].CLI("upgrade", "status"); r.Code != 0 || !strings.Contains(r.Out, "may still go back") {
+				return fmt.Errorf("exit %d %s%s", r.Code, r.Out, r.Err)
+			}
+			return nil
+		})
 		run(nodes[1], older)
 		if r := nodes[0].CLI("upgrade", "finish"); r.Code != 0 || !strings.Contains(r.Out, "nothing to finish") {
 			t.Errorf("upgrade finish beside an older node: exit %d %s%s", r.Code, r.Out, r.Err)
@@ -121,9 +122,7 @@ func TestSnapshotRestore(t *testing.T) {
 		t.Errorf("snapshot restore beside a running node: exit %d %s", r.Code, r.Err)
 	}
 	// What is made after the file is not in it: the epoch of another primary.
-	if r := primary.CLI("switchover", "--group", "0", "--yes"); r.Code != 0 {
-		t.Fatalf("switchover: exit %d %s%s", r.Code, r.Out, r.Err)
-	}
+	switchOver(c, primary, "--yes")
 	c.WaitHealthy()
 	w.WaitAck()
 	testkit.PowerOff(t, nodes...)
