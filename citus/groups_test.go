@@ -161,12 +161,22 @@ func TestDrain(t *testing.T) {
 	f.settle()
 	f.items(200)
 	ctx := t.Context()
+	writer := f.servers[0].session(appDB) // moves wait for it, so that they can be seen
+	for _, sql := range []string{"BEGIN", "UPDATE items SET v = 'held'"} {
+		if _, err := writer.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
 	job, err := f.pool.Drain(ctx, f.term, f.want(), 2, RebalanceOptions{})
 	if err != nil || job == 0 {
 		t.Fatalf("job %d, %v", job, err)
 	}
-	if moves, err := f.pool.MovesRunning(ctx, f.want()); err != nil || len(moves) == 0 {
-		t.Errorf("moves %v, %v", moves, err)
+	f.servers[0].eventually("moves shards", func(ctx context.Context) bool {
+		moves, err := f.pool.MovesRunning(ctx, f.want())
+		return err == nil && len(moves) > 0
+	})
+	if _, err := writer.Exec(ctx, "COMMIT"); err != nil {
+		t.Fatal(err)
 	}
 	t.Log(f.finished(job, 2*time.Minute))
 	if n := f.shardsOf(2); n != 0 {

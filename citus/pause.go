@@ -32,7 +32,7 @@ const (
 	pingEvery          = 400 * time.Millisecond
 	pingTimeout        = time.Second
 	// A server ends a session that is silent for this long, so that nobody waits for a conductor that is gone.
-	deadMan = "2s"
+	deadMan = 2 * time.Second
 )
 
 // ErrPaused says that a Pause takes or holds its locks, which a round would wait for.
@@ -169,7 +169,7 @@ func (p *Pool) TakeOver(ctx context.Context, term uint64, wants []Wanted, but fs
 }
 
 func (p *Pool) endOlder(ctx context.Context, term uint64, addr Addr) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*connectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.times(2*connectTimeout))
 	defer cancel()
 	c, err := p.dialFor(ctx, term, addr, "postgres", pauseGrace)
 	if err != nil {
@@ -182,7 +182,7 @@ func (p *Pool) endOlder(ctx context.Context, term uint64, addr Addr) error {
 
 // open connects a seat. It stays without a session where there is nothing to pause.
 func (h *Pause) open(ctx context.Context, s *seat) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*connectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, h.pool.times(2*connectTimeout))
 	defer cancel()
 	c, err := h.dial(ctx, s.place)
 	const noDatabase = "3D000"
@@ -322,7 +322,7 @@ func (h *Pause) release() {
 		if s.session == nil {
 			return nil
 		}
-		_ = s.rollback(h.life)
+		_ = s.rollback(h.life, h.pool.times(pauseGrace))
 		closeConn(s.Conn)
 		return nil
 	})
@@ -335,11 +335,11 @@ func (h *Pause) release() {
 }
 
 // rollback takes back the open transaction. The caller's context may have ended.
-func (s *seat) rollback(ctx context.Context) error {
+func (s *seat) rollback(ctx context.Context, grace time.Duration) error {
 	if s.tx == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseGrace)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 	defer cancel()
 	err := s.tx.Rollback(ctx)
 	s.tx = nil
@@ -372,7 +372,7 @@ func (h *Pause) ping() bool {
 	if h.phase != held {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(h.life, pingTimeout)
+	ctx, cancel := context.WithTimeout(h.life, h.pool.times(pingTimeout))
 	defer cancel()
 	errs := h.each(func(s *seat) error { return s.Ping(ctx) })
 	switch {

@@ -67,7 +67,7 @@ func (p *Pool) Check(ctx context.Context, term uint64, wants []Wanted, group fsm
 
 // glimpse observes a server over a session of its own: the pool's may be in use.
 func (p *Pool) glimpse(ctx context.Context, term uint64, at place) (Actual, error) {
-	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.times(observeTimeout))
 	defer cancel()
 	c, err := p.dialFor(ctx, term, at.addr, at.database, pauseGrace)
 	if err != nil {

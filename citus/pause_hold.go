@@ -101,7 +101,7 @@ func (h *Pause) attempt(ctx context.Context) error {
 	if len(errs) == 0 {
 		return nil
 	}
-	errs = append(errs, h.each(func(s *seat) error { return s.rollback(ctx) })...)
+	errs = append(errs, h.each(func(s *seat) error { return s.rollback(ctx, h.pool.times(pauseGrace)) })...)
 	var hard []error
 	for _, err := range errs {
 		if !errors.Is(err, errNotInTime) {
@@ -124,7 +124,7 @@ func (h *Pause) begin(ctx context.Context, s *seat) error {
 	s.tx = tx
 	const settings = `SELECT set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),
 		set_config('synchronous_commit', 'local', true)`
-	if _, err := tx.Exec(ctx, settings, fmt.Sprintf("%dms", oneAttempt.Milliseconds()), deadMan); err != nil {
+	if _, err := tx.Exec(ctx, settings, fmt.Sprintf("%dms", oneAttempt.Milliseconds()), fmt.Sprintf("%dms", h.pool.times(deadMan).Milliseconds())); err != nil {
 		return fmt.Errorf("set timeouts: %w", err)
 	}
 	return inTime(prove(ctx, tx, h.term))

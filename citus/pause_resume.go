@@ -90,7 +90,7 @@ func (r *resumption) own() map[place]Wanted {
 // meet reads the rows, on the locked nodes within the pause. A new coordinator is not asked: its first statement puts its rows
 // right.
 func (r *resumption) meet(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resumeLook)
+	ctx, cancel := context.WithTimeout(ctx, r.pool.times(resumeLook))
 	defer cancel()
 	var wg sync.WaitGroup
 	for at := range r.own() {
@@ -186,7 +186,7 @@ func (r *resumption) covered(w Wanted, on fsm.GroupID, a Actual, steps []Step) e
 
 // write carries the steps out and commits, every node on its own.
 func (r *resumption) write(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resumeWrite)
+	ctx, cancel := context.WithTimeout(ctx, r.pool.times(resumeWrite))
 	defer cancel()
 	var wg sync.WaitGroup
 	for at, w := range r.own() {
@@ -226,7 +226,7 @@ func (r *resumption) writeOwn(ctx context.Context, s *session, w Wanted, steps [
 // finish ends the transaction of the pause on one node.
 func (s *seat) finish(ctx context.Context, steps []Step, mode PauseMode) error {
 	if err := run(ctx, s.tx, mode != PauseFull, steps...); err != nil {
-		return errors.Join(err, s.rollback(ctx))
+		return errors.Join(err, s.rollback(ctx, pauseGrace))
 	}
 	err := s.tx.Commit(ctx)
 	s.tx = nil

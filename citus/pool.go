@@ -70,7 +70,7 @@ type Pool struct {
 	smu      sync.Mutex                    // the map below, within one Reconcile
 	sessions map[place]*session
 
-	dialTimeout    time.Duration // connectTimeout, but in tests
+	patience       time.Duration // what every limit for an answer is multiplied with: 1, but in tests
 	beforeRecovery func()        // for tests: called between the first look at the primaries and a recovery
 }
 
@@ -99,9 +99,12 @@ func NewPool(cfg Config) *Pool {
 	}
 	return &Pool{
 		cfg: cfg, sessions: map[place]*session{}, recovery: map[string]recovered{}, told: map[string]string{}, away: map[string]map[Addr]time.Time{},
-		dialTimeout: connectTimeout,
+		patience: 1,
 	}
 }
+
+// times is a limit for an answer.
+func (p *Pool) times(d time.Duration) time.Duration { return d * p.patience }
 
 // Close ends all sessions.
 func (p *Pool) Close() {
@@ -181,11 +184,11 @@ func (p *Pool) dialFor(ctx context.Context, term uint64, addr Addr, database str
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
-	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, "", database, p.dialTimeout
+	cfg.User, cfg.Password, cfg.Database, cfg.ConnectTimeout = p.cfg.User, "", database, p.times(connectTimeout)
 	if how.PasswordLinks() {
 		cfg.Password = p.password()
 	}
-	cfg.DialFunc = (&net.Dialer{Timeout: p.dialTimeout, Control: limitSilence}).DialContext
+	cfg.DialFunc = (&net.Dialer{Timeout: p.times(connectTimeout), Control: limitSilence}).DialContext
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec // ALTER EXTENSION changes tables under cached plans
 	cfg.RuntimeParams = map[string]string{
 		"application_name":                    fmt.Sprintf("%s%d", appName, term),
@@ -199,7 +202,7 @@ func (p *Pool) dialFor(ctx context.Context, term uint64, addr Addr, database str
 		"log_parameter_max_length":            "0", // the password is a parameter
 	}
 	cfg.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
-		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: grace}
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: p.times(grace)}
 	}
 	c, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -90,7 +90,7 @@ func (p *Pool) observe(ctx context.Context, at place) (Actual, error) {
 	if err != nil {
 		return Actual{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.times(observeTimeout))
 	defer cancel()
 	a, err := Observe(ctx, s)
 	a.Ready = a.Ready && a.authinfo == hashOf(p.authinfo())

@@ -155,7 +155,7 @@ func (s *server) create(settings ...string) *server {
 	s.append("postgresql.conf", "shared_preload_libraries = 'citus'", "unix_socket_directories = ''", "fsync = off", "wal_level = logical",
 		"max_connections = 60", "max_prepared_transactions = 120", "max_worker_processes = 20", "shared_buffers = 16MB",
 		"citus.node_conninfo = 'sslmode=prefer'", "citus.metadata_sync_retry_interval = '500ms'", "citus.recover_2pc_interval = -1",
-		"citus.node_connection_timeout = '2s'", "citus.metadata_sync_interval = '5s'",
+		"citus.node_connection_timeout = '30s'", "citus.metadata_sync_interval = '5s'",
 		"wal_retrieve_retry_interval = '100ms'", "log_statement = 'all'")
 	s.append("postgresql.conf", settings...)
 	s.start()
@@ -248,7 +248,7 @@ func (s *server) timeline() fsm.Timeline {
 }
 
 func (s *server) connect(ctx context.Context, database string) (*pgx.Conn, error) {
-	cfg, err := pgx.ParseConfig(fmt.Sprintf("host=%s port=%d sslmode=disable connect_timeout=2", s.addr.Host, s.addr.Port))
+	cfg, err := pgx.ParseConfig(fmt.Sprintf("host=%s port=%d sslmode=disable connect_timeout=30", s.addr.Host, s.addr.Port))
 	if err != nil {
 		return nil, err
 	}

@@ -121,7 +121,7 @@ func nodeStatus(g fsm.GroupID, at Addr, seen map[fsm.GroupID]Actual, err error) 
 
 // glance observes through a session that ends at once.
 func (p *Pool) glance(ctx context.Context, _ fsm.GroupID, at place) (Actual, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout+observeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.times(connectTimeout+observeTimeout))
 	defer cancel()
 	c, err := p.dialFor(ctx, 0, at.addr, at.database, closeTimeout)
 	if err != nil {

@@ -24,11 +24,15 @@ type trial struct {
 	extra    []string // further databases
 }
 
+// patience is for machines that stand still at times. Where a server is silent on purpose, limits are those of the product.
+const patience = 15
+
 // newTrial starts a coordinator and workers and has them registered.
 func newTrial(t *testing.T, workers int, settings ...string) *trial {
 	t.Helper()
 	f := &trial{t: t, term: 1, servers: map[fsm.GroupID]*server{}, pool: NewPool(Config{User: superuser, Password: password})}
 	t.Cleanup(func() { f.pool.Close() })
+	f.pool.patience = patience
 	for g := range workers + 1 {
 		f.servers[fsm.GroupID(g)] = newServer(t)
 	}

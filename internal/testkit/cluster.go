@@ -218,7 +218,7 @@ func (c *Cluster) Eventually(what string, check func() error) {
 
 const (
 	// waitLimit is for things that take seconds on an idle machine.
-	waitLimit = 60 * time.Second
+	waitLimit = 3 * time.Minute
 	waitPoll  = 50 * time.Millisecond
 )
 
