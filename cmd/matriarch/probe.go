@@ -17,6 +17,8 @@ const (
 	// quiet is how long a walreceiver must have heard nothing for its primary to be suspected. An idle primary speaks less often:
 	// then the port decides.
 	quiet = 500 * time.Millisecond
+	// stall is how late a host may be for its own clock before it cannot tell who else was.
+	stall = 100 * time.Millisecond
 )
 
 // probe looks whether the primary that this node follows lives: its port is opened and asked something that only a living
@@ -26,15 +28,43 @@ func (n *node) probe(ctx context.Context, r probeRequest) (decide.Probe, error) 
 	if !known {
 		return decide.Probe{}, errors.New("probe the primary: it is not a node of this cluster")
 	}
+	port := func(ctx context.Context) error { return answers(ctx, n.cfg.Listen, p.Postgres) }
+	return witness(ctx, port, func(ctx context.Context) (ago time.Duration, streams bool) {
+		rec := n.pg.Observe(ctx).Receiver
+		if rec == nil {
+			return 0, false
+		}
+		return rec.LastMsgAge, true
+	})
+}
+
+// witness asks port and walreceiver at the same time: a server of one's own that is slow to tell must not take the port's time.
+func witness(ctx context.Context, port func(context.Context) error, heard func(context.Context) (time.Duration, bool)) (decide.Probe, error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	if rec := n.pg.Observe(ctx).Receiver; rec != nil && rec.LastMsgAge < quiet {
-		return decide.Probe{Text: fmt.Sprintf("heard of it %d ms ago", rec.LastMsgAge.Milliseconds())}, nil
+	alive := make(chan string, 1) // empty: not by the walreceiver
+	go func() {
+		if ago, streams := heard(ctx); streams && ago < quiet {
+			alive <- fmt.Sprintf("heard of it %d ms ago", ago.Milliseconds())
+		}
+		close(alive)
+	}()
+	err := port(ctx)
+	if err == nil {
+		return decide.Probe{Text: "its port answers"}, nil
 	}
-	if err := answers(ctx, n.cfg.Listen, p.Postgres); err != nil {
-		return decide.Probe{Dead: true, Text: "its port: " + shortly(err)}, nil
+	select {
+	case text := <-alive:
+		if text != "" {
+			return decide.Probe{Text: text}, nil
+		}
+	case <-ctx.Done():
 	}
-	return decide.Probe{Text: "its port answers"}, nil
+	if late := time.Since(began) - probeTimeout; late > stall {
+		return decide.Probe{}, fmt.Errorf("probe the primary: this host stood still for %d ms and cannot tell", late.Milliseconds())
+	}
+	return decide.Probe{Dead: true, Text: "its port: " + shortly(err)}, nil
 }
 
 // answers sends PostgreSQL's question for encryption, which a postmaster's child answers with one byte.
