@@ -43,7 +43,9 @@ func (v *visit) attach() (*seat, *net.TCPConn, error) {
 				return nil, nil, err
 			}
 			tried[s.pair()] = true
-			last = fmt.Errorf("%s at %s: %w", s.Name, s.Addr, err)
+			if last == nil || time.Now().Before(limit) { // else the limit itself cut this try short, and an earlier answer says more
+				last = fmt.Errorf("%s at %s: %w", s.Name, s.Addr, err)
+			}
 			continue
 		}
 		if !waiting {

@@ -198,22 +198,23 @@ func TestWaitingClientsGetThrough(t *testing.T) {
 }
 
 func TestWaitLimit(t *testing.T) {
-	const limit = 50 * time.Millisecond
+	const limit, unhurried = 50 * time.Millisecond, 2 * time.Second // the latter is for what needs a try, however slow the machine
 	stopped := newBackend(t, "stopped")
 	stopped.stop()
 	for name, tc := range map[string]struct {
 		targets []Target
 		ssl     bool
+		limit   time.Duration
 		says    string
 	}{
-		"nobody":              {nil, false, "waited 50ms for the coordinator's primary, there is none"},
-		"nobody, SSL request": {nil, true, "there is none"},
-		"does not listen":     {[]Target{stopped.target(1)}, false, "connection refused"},
+		"nobody":              {nil, false, limit, "waited 50ms for the coordinator's primary, there is none"},
+		"nobody, SSL request": {nil, true, limit, "there is none"},
+		"does not listen":     {[]Target{stopped.target(1)}, false, unhurried, "connection refused"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			src := newSource()
 			src.set(Coordinator, tc.targets...)
-			p := start(t, src, Listener{Kind: Coordinator, WaitLimit: limit})
+			p := start(t, src, Listener{Kind: Coordinator, WaitLimit: tc.limit})
 			begin, c := time.Now(), dial(t, p, 0)
 			if tc.ssl {
 				if got := c.send(sslRequest).read(1); got[0] != 'N' {
@@ -228,7 +229,7 @@ func TestWaitLimit(t *testing.T) {
 				t.Errorf("got %s %q", a.state, a.message)
 			}
 			c.ended()
-			if d := time.Since(begin); d < limit {
+			if d := time.Since(begin); d < tc.limit {
 				t.Errorf("gave up after %s", d)
 			}
 			if diff := cmp.Diff(map[Reason]uint64{RefusedNoServer: 1}, p.Stats()[0].Refused); diff != "" {
@@ -253,11 +254,13 @@ func TestServersThatAreNotReady(t *testing.T) {
 			src, a := newSource(), newBackend(t, "a")
 			a.refuse(tc.refusals...)
 			p := start(t, src, Listener{Kind: Worker})
+			since := time.Now().Add(time.Hour) // no stall settles it
 			if tc.settled {
-				p.listeners[0].roster.mu.Lock()
-				p.listeners[0].roster.since[a.target(1).pair()] = time.Now().Add(-settling)
-				p.listeners[0].roster.mu.Unlock()
+				since = time.Now().Add(-settling)
 			}
+			p.listeners[0].roster.mu.Lock()
+			p.listeners[0].roster.since[a.target(1).pair()] = since
+			p.listeners[0].roster.mu.Unlock()
 			src.set(Worker, a.target(1))
 			if got := dial(t, p, 0).session(); got != tc.want {
 				t.Errorf("got %s, want %s", got, tc.want)
@@ -425,7 +428,7 @@ func TestClientLimitGoesByTheProxyHeader(t *testing.T) {
 func TestSilentAndBrokenClients(t *testing.T) {
 	src, a := newSource(), newBackend(t, "a")
 	src.set(Coordinator, a.target(1))
-	p := start(t, src, Listener{Kind: Coordinator, StartupTimeout: 100 * time.Millisecond})
+	p := start(t, src, Listener{Kind: Coordinator, StartupTimeout: 2 * time.Second})
 	silent, check := dial(t, p, 0), dial(t, p, 0)
 	check.Close()
 	bad := []string{
@@ -541,6 +544,7 @@ func TestTheKernelCopies(t *testing.T) {
 	p := start(t, src, Listener{Kind: Coordinator})
 	c := dial(t, p, 0)
 	c.session()
+	c.SetDeadline(time.Now().Add(time.Minute)) // so much takes longer than patience on a busy machine
 	const size = 64 << 20
 	before := readCalls(t)
 	go func() {

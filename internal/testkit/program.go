@@ -53,6 +53,7 @@ func Main(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
 		return 1
 	}
+	go watchCPU()
 	code := m.Run()
 	release()
 	return code

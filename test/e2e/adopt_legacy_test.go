@@ -53,11 +53,18 @@ func TestLegacyRunning(t *testing.T) {
 	w.sells(c)
 	w.undisturbed("adopted")
 
+	renewed(c, l.Node)
+	away := time.Now()
 	l.Stop()
 	l.Start()
+	inTime := returned(c, l.Node, epoch, away)
 	c.WaitPrimary(0)
 	w.sells(c)
-	w.undisturbed("agent restarted")
+	if inTime {
+		w.undisturbed("agent restarted")
+	} else {
+		t.Log("the agent was away for too long on this machine: whether anybody notices is not judged")
+	}
 
 	c.Eventually("the cluster takes n2", func() error {
 		if r := n2.JoinOnly(c.Token, l.Peer()); r.Code != 0 {
@@ -68,8 +75,10 @@ func TestLegacyRunning(t *testing.T) {
 	n2.Start()
 	c.WaitHealthy()
 	w.sells(c)
-	w.undisturbed("standby cloned and synchronous")
-	if got := l.PID(testkit.Postmaster); got != postmaster || c.GroupState(0).Epoch != epoch {
+	if inTime {
+		w.undisturbed("standby cloned and synchronous")
+	}
+	if got := l.PID(testkit.Postmaster); inTime && (got != postmaster || c.GroupState(0).Epoch != epoch) {
 		t.Errorf("postmaster %d, epoch %s: it should still be %d under %s", got, c.GroupState(0).Epoch, postmaster, epoch)
 	}
 	if l.psql("shop", "SELECT count(*) FROM orders WHERE n = 0") != "1" {
