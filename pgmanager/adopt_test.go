@@ -176,18 +176,15 @@ func TestAdoptRunning(t *testing.T) {
 		if boss, app := n.login("boss", n.cfg.SuperuserPassword, "postgres"), n.login("app", "app", "postgres"); boss != tc.boss || app != "" {
 			t.Errorf("%s: superuser %q, want %q; application %q", tc.phase, boss, tc.boss, app)
 		}
-		o := n.Observe(n.ctx())
-		if !o.Reachable || !strings.Contains(o.SyncNames, tc.phase.String()) {
-			t.Errorf("%s: %+v", tc.phase, o)
-		}
+		n.eventually("has our names", func(o Observation) bool { return strings.Contains(o.SyncNames, tc.phase.String()) })
 	}
 	if now, _ := n.RunningPostmaster(); now != pid {
 		t.Fatal("the server was restarted")
 	}
-	n.polls = 0
-	if o := n.Observe(n.ctx()); !slices.Contains(o.PendingRestart, "wal_level") {
-		t.Errorf("pending: %v", o.PendingRestart)
-	}
+	n.eventually("tells what waits for a restart", func(o Observation) bool {
+		n.polls = 0
+		return slices.Contains(o.PendingRestart, "wal_level")
+	})
 	log, err := os.ReadFile(filepath.Join(n.dir, "users.log"))
 	n.must(err)
 	for _, secret := range []string{n.cfg.SuperuserPassword, n.cfg.ReplicationPassword, "SCRAM-SHA-256$"} {

@@ -131,7 +131,7 @@ func rewindAfter(t *testing.T, sig syscall.Signal) {
 	a := primary(t)
 	b := clone(t, a, epoch(1))
 	a.sql("CREATE TABLE public.w (who text)")
-	at := a.Observe(a.ctx()).Position
+	at := a.answer().Position
 	b.eventually("caught up", func(o Observation) bool { return o.ReplayLSN >= at })
 	b.must(b.Promise(epoch(2)))
 	b.must(b.DropCredentialsBelow(epoch(2)))
@@ -141,8 +141,7 @@ func rewindAfter(t *testing.T, sig syscall.Signal) {
 	b.promote()
 	b.must(b.SetLineage(map[fsm.Timeline]fsm.Epoch{3: epoch(2)}))
 	b.sql("INSERT INTO public.w VALUES ('only on b')")
-	_, _, fork, err := b.PromotionPoint(b.ctx())
-	b.must(err)
+	_, _, fork := b.promotionPoint()
 	h, err := b.History(3)
 	b.must(err)
 	c, err := a.ControlData(a.ctx())
@@ -186,12 +185,12 @@ func asideHolds(t *testing.T, n *node, text string) bool {
 func TestRewindKeepsLog(t *testing.T) {
 	a := primary(t)
 	a.sql("ALTER SYSTEM SET wal_keep_size = 0")
-	a.sql("ALTER SYSTEM SET checkpoint_timeout = '30s'")
-	a.sql("ALTER SYSTEM SET checkpoint_completion_target = 0.1") // so it takes three seconds at most
+	a.sql("ALTER SYSTEM SET checkpoint_timeout = '1h'")
+	a.sql("ALTER SYSTEM SET checkpoint_completion_target = 0.9") // so it sleeps after every page, until this is changed
 	b := clone(t, a, epoch(1))
 	a.sql("SELECT pg_reload_conf()")
 	a.sql("CREATE TABLE public.w (who text)")
-	a.sql("INSERT INTO public.w SELECT 'on both' FROM generate_series(1, 10000)")
+	a.sql("INSERT INTO public.w SELECT 'on both' FROM generate_series(1, 60000)") // more than 300 pages
 	begin := "SELECT pg_backup_start('slowly', false)"
 	if value[int](a, "SELECT current_setting('server_version_num')::int") < 150000 {
 		begin = "SELECT pg_start_backup('slowly', false, false)"
@@ -215,6 +214,8 @@ func TestRewindKeepsLog(t *testing.T) {
 		a.sql("INSERT INTO public.w VALUES ('on both')")
 		a.sql("SELECT pg_switch_wal()")
 	}
+	a.sql("ALTER SYSTEM SET checkpoint_completion_target = 0")
+	a.sql("SELECT pg_reload_conf()")
 	a.must(<-slowly)
 	c, err := a.ControlData(a.ctx())
 	a.must(err)
@@ -222,7 +223,7 @@ func TestRewindKeepsLog(t *testing.T) {
 	if first == pgconf.SegmentName(2, c.Checkpoint, c.SegmentSize) {
 		t.Fatal("the checkpoint was too quick")
 	}
-	at := a.Observe(a.ctx()).Position
+	at := a.answer().Position
 	b.eventually("caught up", func(o Observation) bool { return o.ReplayLSN >= at })
 	b.must(b.ClearUpstream(b.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
 	a.sql("SELECT pg_switch_wal()")
@@ -235,8 +236,7 @@ func TestRewindKeepsLog(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(b.cfg.DataDir, "pg_wal", first)); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("the new primary still has %s: %v", first, err)
 	}
-	_, _, fork, err := b.PromotionPoint(b.ctx())
-	b.must(err)
+	_, _, fork := b.promotionPoint()
 	if err := a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -262,14 +262,13 @@ func TestRewindFetchesLog(t *testing.T) {
 	a.sql("CHECKPOINT")
 	a.sql("SELECT pg_switch_wal()")
 	a.sql("CREATE TABLE public.w (who text)")
-	at := a.Observe(a.ctx()).Position
+	at := a.answer().Position
 	b.eventually("caught up", func(o Observation) bool { return o.ReplayLSN >= at })
 	b.must(b.ClearUpstream(b.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
 	a.sql("INSERT INTO public.w VALUES ('only on a')")
 	a.end(syscall.SIGINT)
 	b.promote()
-	_, _, fork, err := b.PromotionPoint(b.ctx())
-	b.must(err)
+	_, _, fork := b.promotionPoint()
 	wal := filepath.Join(a.cfg.DataDir, "pg_wal")
 	entries, err := os.ReadDir(wal)
 	a.must(err)
@@ -302,11 +301,10 @@ func TestFailedRewindLeavesTheMark(t *testing.T) {
 	b.must(b.ClearUpstream(b.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
 	b.promote()
 	a.end(syscall.SIGINT)
-	_, _, fork, err := b.PromotionPoint(b.ctx())
-	b.must(err)
+	_, _, fork := b.promotionPoint()
 	n := a.tools
 	a.tools.Dir = toolsWith(t, n, "pg_rewind", "#!/bin/sh\nrm -f \"${1#--target-pgdata=}/standby.signal\"\necho broke in the middle >&2\nexit 1\n")
-	err = a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil)
+	err := a.Rewind(a.ctx(), b.upstream(a, epoch(2)), fork, nil)
 	contains(t, err, "pg_rewind", "broke in the middle")
 	a.tools = n
 	l, err := a.Local()

@@ -110,7 +110,7 @@ func (n *node) start() {
 	n.must(cmd.Start())
 	n.cmd = cmd
 	n.t.Cleanup(func() { n.end(syscall.SIGQUIT) })
-	n.eventually("answers", func(o Observation) bool { return o.Reachable })
+	n.answer()
 }
 
 // end signals the postmaster and waits until it and all its children are gone.
@@ -179,6 +179,68 @@ func (n *node) eventually(what string, ok func(Observation) bool) Observation {
 			n.t.Fatalf("%s never %s; last seen %+v\n%s", n.cfg.Name, what, o, tail(string(log), 3000))
 		}
 		<-time.After(10 * time.Millisecond)
+	}
+}
+
+// answer looks until the server answers: one look may take too long.
+func (n *node) answer() Observation {
+	n.t.Helper()
+	return n.eventually("answers", func(o Observation) bool { return o.Reachable })
+}
+
+// promotionPoint is PromotionPoint of a server that answers.
+func (n *node) promotionPoint() (tl, parent fsm.Timeline, fork fsm.LSN) {
+	n.t.Helper()
+	n.eventually("answers", func(Observation) bool {
+		var err error
+		tl, parent, fork, err = n.PromotionPoint(n.ctx())
+		if err != nil && strings.Contains(err.Error(), "does not answer") {
+			return false
+		}
+		n.must(err)
+		return true
+	})
+	return tl, parent, fork
+}
+
+// unconfirmed runs a first commit, breaks it off when it has waited for standbys for a second, and returns its error.
+func (n *node) unconfirmed(e fsm.Epoch) error {
+	n.t.Helper()
+	ctx, cancel := context.WithCancel(n.ctx())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.FirstCommit(ctx, e)
+		done <- err
+	}()
+	const waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'matriarch first commit' AND wait_event = 'SyncRep')"
+	n.eventually("waits for standbys", func(Observation) bool { return len(done) > 0 || value[bool](n, waits) })
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(time.Second):
+	}
+	cancel()
+	return <-done
+}
+
+// keepsOut ends the receiver of s, which tries to come back again and again, and fails when n lets it in.
+func (n *node) keepsOut(s *node) {
+	n.t.Helper()
+	ended := map[int]bool{} // their processes may notice late that the receiver is gone
+	for _, sender := range n.answer().Senders {
+		ended[sender.PID] = true
+	}
+	s.must(s.EndReceiver(s.ctx()))
+	begun := time.Now()
+	for left := 1; left > 0 || time.Since(begun) < time.Second; <-time.After(20 * time.Millisecond) {
+		o := n.answer()
+		left = len(o.Senders)
+		for _, sender := range o.Senders {
+			if !ended[sender.PID] || time.Since(begun) > 10*time.Second {
+				n.t.Fatalf("back without a credential: %+v", o.Senders)
+			}
+		}
 	}
 }
 

@@ -1,7 +1,6 @@
 package pgmanager
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -29,12 +28,11 @@ func TestPromotionPoint(t *testing.T) {
 		t.Fatal("a standby has a promotion point")
 	}
 	n.promote()
-	tl, parent, fork, err := n.PromotionPoint(n.ctx())
-	n.must(err)
+	tl, parent, fork := n.promotionPoint()
 	if tl != 2 || parent != 1 || fork < o.Position {
 		t.Fatalf("promotion made %d from %d at %s; the standby stood at %s", tl, parent, fork, o.Position)
 	}
-	p := n.Observe(n.ctx())
+	p := n.answer()
 	if p.InRecovery || p.Timeline != 2 || p.Position < fork || p.Version.Major() != n.tools.Version.Major() || p.PostmasterStart.IsZero() {
 		t.Fatalf("primary: %+v", p)
 	}
@@ -59,7 +57,7 @@ func TestCloneFollowsThroughItsSlot(t *testing.T) {
 	}
 	s.follow(p, epoch(1))
 	p.sql("CREATE TABLE public.t AS SELECT 1 AS a")
-	at := p.Observe(p.ctx()).Position
+	at := p.answer().Position
 	o := s.eventually("caught up", func(o Observation) bool { return o.ReplayLSN >= at })
 	if o.Timeline != 2 || o.Receiver.SlotName != slot || o.Receiver.SenderPort != p.cfg.Port || o.Receiver.LastMsgAge <= 0 {
 		t.Fatalf("standby: %+v %+v", o, o.Receiver)
@@ -83,6 +81,7 @@ func TestClearUpstreamEndsConfirmationsWhileReplayIsPaused(t *testing.T) {
 	p := primary(t)
 	s := clone(t, p, epoch(1))
 	p.apply(Conf{Phase: pgconf.Members, Nodes: everyone, SyncNames: pgconf.SyncNames(1, []string{pgconf.AppName(s.id, epoch(1))})})
+	p.must(p.Checkpoint(p.ctx())) // until the checkpointer has the names no commit waits
 	p.sql("CREATE TABLE public.t (a int)")
 	if _, err := p.FirstCommit(p.ctx(), epoch(1)); err != nil {
 		t.Fatalf("with the standby streaming: %v", err)
@@ -93,14 +92,12 @@ func TestClearUpstreamEndsConfirmationsWhileReplayIsPaused(t *testing.T) {
 	s.must(s.Promise(epoch(2)))
 	s.must(s.DropCredentialsBelow(epoch(2)))
 	s.must(s.ClearUpstream(s.ctx(), Conf{Phase: pgconf.Members, Nodes: everyone}))
-	o := s.Observe(s.ctx())
-	if o.Receiver != nil || o.Conninfo != "" || o.SlotName != "" {
+	o := s.eventually("has no upstream", func(o Observation) bool { return o.Reachable && o.Conninfo == "" && o.SlotName == "" })
+	if o.Receiver != nil {
 		t.Fatalf("still follows: %+v", o)
 	}
 	before := o.Position
-	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-	defer cancel()
-	if _, err := p.FirstCommit(ctx, epoch(1)); !errors.Is(err, ErrNotConfirmed) {
+	if err := p.unconfirmed(epoch(1)); !errors.Is(err, ErrNotConfirmed) {
 		t.Fatalf("the standby went on confirming: %v", err)
 	}
 	s.sql("SELECT pg_wal_replay_resume()")
@@ -124,24 +121,8 @@ func TestClearUpstreamEndsConfirmationsWhileReplayIsPaused(t *testing.T) {
 func TestDroppedCredentialKeepsTheReceiverOut(t *testing.T) {
 	p := primary(t)
 	s := clone(t, p, epoch(1))
-	ended := map[int]bool{} // the primary's processes may notice late that their receiver is gone
-	for _, sender := range p.Observe(p.ctx()).Senders {
-		ended[sender.PID] = true
-	}
 	s.must(s.DropCredentialsBelow(epoch(2)))
-	s.must(s.EndReceiver(s.ctx()))
-	// primary_conninfo still names the old credential: the server tries again and again.
-	deadline := time.Now().Add(time.Second)
-	for left := 1; left > 0 || time.Now().Before(deadline); {
-		o := p.Observe(p.ctx())
-		left = len(o.Senders)
-		for _, sender := range o.Senders {
-			if !ended[sender.PID] || time.Now().After(deadline.Add(10*time.Second)) {
-				t.Fatalf("back without a credential: %+v", o.Senders)
-			}
-		}
-		<-time.After(20 * time.Millisecond)
-	}
+	p.keepsOut(s) // primary_conninfo still names the old credential
 	s.follow(p, epoch(2))
 }
 
@@ -150,9 +131,7 @@ func TestAutoConfCannotBeatUs(t *testing.T) {
 	p.sql("ALTER SYSTEM SET synchronous_standby_names = 'ghost'")
 	p.sql("ALTER SYSTEM SET work_mem = '5MB'")
 	p.apply(Conf{Phase: pgconf.Members, Nodes: everyone, SyncNames: pgconf.SyncNames(1, []string{"a"})})
-	if o := p.Observe(p.ctx()); o.SyncNames != `ANY 1 ("a")` {
-		t.Fatalf("effective: %q", o.SyncNames)
-	}
+	p.eventually("has our names", func(o Observation) bool { return o.SyncNames == `ANY 1 ("a")` })
 	b, err := os.ReadFile(filepath.Join(p.cfg.DataDir, "postgresql.auto.conf"))
 	p.must(err)
 	if got := pgconf.ParseFile(b); !cmp.Equal(got, []pgconf.Setting{{Name: "work_mem", Value: "5MB"}}) {
@@ -198,9 +177,7 @@ func TestHBAPhases(t *testing.T) {
 		if boss != tc.boss || app != tc.other {
 			t.Errorf("phase %s: superuser %q want %q, client %q want %q", tc.phase, boss, tc.boss, app, tc.other)
 		}
-		if o := p.Observe(p.ctx()); !o.Reachable {
-			t.Errorf("phase %s: the manager is locked out: %s", tc.phase, o.Reason)
-		}
+		p.answer() // the manager is never locked out
 	}
 	if got := p.login("boss", "wrong", "postgres"); got != "28P01" {
 		t.Errorf("wrong password: %q", got)
@@ -226,9 +203,8 @@ func TestFirstCommitWaitsForTheStandby(t *testing.T) {
 	s := clone(t, p, epoch(1))
 	s.end(3) // SIGQUIT
 	p.apply(Conf{Phase: pgconf.Members, Nodes: everyone, SyncNames: pgconf.SyncNames(1, []string{pgconf.AppName(s.id, epoch(1))})})
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	if _, err := p.FirstCommit(ctx, epoch(1)); !errors.Is(err, ErrNotConfirmed) {
+	p.must(p.Checkpoint(p.ctx())) // until the checkpointer has the names no commit waits
+	if err := p.unconfirmed(epoch(1)); !errors.Is(err, ErrNotConfirmed) {
 		t.Fatalf("without a standby: %v", err)
 	}
 	type result struct {
@@ -245,9 +221,7 @@ func TestFirstCommitWaitsForTheStandby(t *testing.T) {
 	if r.err != nil || r.lsn <= alone {
 		t.Fatalf("with the standby back: %+v", r)
 	}
-	if o := s.Observe(s.ctx()); o.Position < r.lsn {
-		t.Fatalf("confirmed %s, the standby has %s", r.lsn, o.Position)
-	}
+	s.eventually("has what it confirmed", func(o Observation) bool { return o.Position >= r.lsn })
 
 	// An operator who cancels the waiting backend makes it commit with a warning: no confirmation either.
 	s.end(3)
@@ -282,7 +256,7 @@ func TestStandbyIsNoUpstream(t *testing.T) {
 		return string(text)
 	}
 	s.eventually("is refused", func(Observation) bool { return strings.Contains(log(), "hot standby mode") })
-	if o := s.Observe(s.ctx()); o.Receiver != nil && o.Receiver.Status == "streaming" {
+	if o := s.answer(); o.Receiver != nil && o.Receiver.Status == "streaming" {
 		t.Fatalf("streams from a standby: %+v", o.Receiver)
 	}
 	s.follow(p, epoch(1))

@@ -184,6 +184,34 @@ func (r *rig) lease(e Epoch, d time.Duration) Deadline {
 	return dl
 }
 
+// renewing extends the lease again and again while f runs, and a last time after it.
+func (r *rig) renewing(e Epoch, d time.Duration, f func()) Deadline {
+	r.t.Helper()
+	r.lease(e, d)
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			case <-time.After(250 * time.Millisecond):
+			}
+			if err := r.c.SetDeadline(r.t.Context(), NewDeadline(r.c.Instance(), e, Clock().Add(d))); err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	f()
+	close(stop)
+	must(r.t, <-stopped)
+	return r.lease(e, d)
+}
+
+// lateness is how long after the deadline the server ended, by the sentinel's account: this process may hear of it late.
+func lateness(dl Deadline, x *Exit) time.Duration { return -dl.Left(Clock().Add(-time.Since(x.At))) }
+
 // wantNone checks that no process of the PostgreSQL is left.
 func (r *rig) wantNone() {
 	r.t.Helper()
@@ -312,17 +340,18 @@ func (r *rig) awaitWritable() {
 	})
 }
 
-// promoted starts PostgreSQL and promotes it under epoch e with a lease of d.
+// promoted starts PostgreSQL and promotes it under epoch e, and returns when it is writable and has a lease of d.
 func (r *rig) promoted(e Epoch, d time.Duration) (Status, Deadline) {
 	r.t.Helper()
 	st := r.start()
-	dl := r.lease(e, d)
-	_, err := r.c.Promote(r.t.Context(), e)
-	must(r.t, err)
-	if got := r.event(RoleChange).Status.Role; got != RolePrimary {
-		r.t.Fatalf("role %s after the promotion", got)
-	}
-	r.awaitWritable()
+	dl := r.renewing(e, d, func() {
+		_, err := r.c.Promote(r.t.Context(), e)
+		must(r.t, err)
+		if got := r.event(RoleChange).Status.Role; got != RolePrimary {
+			r.t.Fatalf("role %s after the promotion", got)
+		}
+		r.awaitWritable()
+	})
 	return st, dl
 }
 

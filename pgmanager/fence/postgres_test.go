@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// punctual is how late a fence may be seen by a test on a busy machine. The lease's own margin is 500 ms.
+// punctual is how late a fence may be on a busy machine. The lease's own margin is 500 ms.
 const punctual = 3 * time.Second
 
 func TestStartStop(t *testing.T) {
@@ -162,19 +163,20 @@ func TestFenceAtDeadline(t *testing.T) {
 			r := newRig(t)
 			r.initData()
 			st, _ := r.promoted(e1, 6*time.Second)
-			dl := r.lease(e1, 6*time.Second)
-			r.busy()
-			if c.freeze {
-				must(t, unix.Kill(st.Postmaster, unix.SIGSTOP))
-			}
+			dl := r.renewing(e1, 6*time.Second, func() {
+				r.busy()
+				if c.freeze {
+					must(t, unix.Kill(st.Postmaster, unix.SIGSTOP))
+				}
+			})
 			fenced := r.event(Fenced)
 			if left := dl.Left(Clock()); left > SoftStop {
 				t.Errorf("fenced %v before the deadline: %s", left, fenced.Reason)
 			}
 			e := r.event(Exited)
-			late := -dl.Left(Clock())
+			late := lateness(dl, e.Status.LastExit)
 			r.wantNone()
-			t.Logf("nothing left %v after the deadline; %+v", late, e.Status.LastExit)
+			t.Logf("ended %v after the deadline; %+v", late, e.Status.LastExit)
 			if late > punctual || e.Status.Left != 0 || !e.Status.LastExit.Fenced {
 				t.Errorf("late by %v, %d left, %+v", late, e.Status.Left, e.Status.LastExit)
 			}
@@ -190,18 +192,14 @@ func TestRenewalAndLaterEpoch(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.initData()
-	_, _ = r.promoted(e1, 4*time.Second)
-	var dl Deadline
-	for begin := time.Now(); time.Since(begin) < 5*time.Second; {
-		dl = r.lease(e1, 4*time.Second)
-		<-time.After(250 * time.Millisecond)
-	}
+	_, _ = r.promoted(e1, 6*time.Second)
+	dl := r.renewing(e1, 6*time.Second, func() { <-time.After(7 * time.Second) })
 	if st := r.status(); st.Role != RolePrimary || st.Deadline.Raw != dl.Raw {
 		t.Fatalf("after renewals: %+v", st)
 	}
 	r.lease(e2, time.Hour)
 	e := r.event(Exited)
-	if late := -dl.Left(Clock()); !e.Status.LastExit.Fenced || late > punctual || late < -SoftStop-500*time.Millisecond {
+	if late := lateness(dl, e.Status.LastExit); !e.Status.LastExit.Fenced || late > punctual || late < -SoftStop-500*time.Millisecond {
 		t.Errorf("ended %v after the deadline: %+v", late, e.Status.LastExit)
 	}
 }
@@ -272,7 +270,7 @@ func TestHandMadePromotionIsFenced(t *testing.T) {
 			r.lease(e1, time.Minute)
 		}
 		if out, err := r.psql("SELECT pg_promote(false)"); err != nil {
-			t.Fatalf("pg_promote: %v: %s", err, out)
+			t.Logf("pg_promote, or killed before its answer: %v: %s", err, out)
 		}
 		e := r.event(Exited)
 		r.wantNone()
@@ -324,6 +322,15 @@ func TestSentinelFrozen(t *testing.T) {
 	r.promoted(e1, time.Minute)
 	r.busy()
 	must(t, r.cmd.Process.Signal(unix.SIGSTOP))
+	r.await("each of its threads stands still", func() bool {
+		threads, err := filepath.Glob(procPath(r.cmd.Process.Pid, "task/*/stat"))
+		must(t, err)
+		return !slices.ContainsFunc(threads, func(stat string) bool {
+			b, _ := os.ReadFile(stat)
+			p, err := parseStat(b)
+			return err != nil || p.state != 'T'
+		})
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	if err := r.c.Ping(ctx); err == nil {

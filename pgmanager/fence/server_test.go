@@ -228,7 +228,7 @@ func TestSpawn(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	cfg.Executable, cfg.Args = "/bin/sleep", []string{"1"}
+	cfg.Executable, cfg.Args = "/bin/sleep", []string{"20"}
 	if err := Spawn(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("spawn of a program that does not serve: %v", err)
 	}

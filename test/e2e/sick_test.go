@@ -64,7 +64,7 @@ func TestSickPostmaster(t *testing.T) {
 
 	c.Run("out of memory", func(t *testing.T) {
 		moved, told := false, false
-		for try := 0; try < 3 && !(moved && told); try++ {
+		for try := 0; try < 3 && (!moved || !told); try++ {
 			old = c.WaitPrimary(0)
 			epoch := c.GroupState(0).Epoch
 			conn, err := old.Connect(t.Context(), "postgres")
