@@ -245,7 +245,7 @@ func (h *harness) cluster(groups ...fsm.GroupID) []*peer {
 		want = 5
 	}
 	h.eventually(30*time.Second, "voters chosen", func() bool { return h.voters(out[0]) == want })
-	h.eventually(5*time.Second, "everybody knows the leader", func() bool {
+	h.eventually(30*time.Second, "everybody knows the leader", func() bool {
 		return !slices.ContainsFunc(out, func(p *peer) bool { return p.leader() == "" || len(p.State().Nodes) != len(groups) })
 	})
 	return out

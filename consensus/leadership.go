@@ -163,20 +163,23 @@ func (n *Node) handOver(rf *raft.Raft) {
 	if rf.State() != raft.Leader || n.failure.Load() != nil {
 		return
 	}
-	n.transfer(rf.LeadershipTransfer())
+	n.transfer(rf.LeadershipTransfer)
 }
 
 // transfer hands leadership over; what becomes of it shows by itself.
-func (n *Node) transfer(f raft.Future) {
-	if err := handedOver(f); err != nil {
+func (n *Node) transfer(begin func() raft.Future) {
+	if err := n.handedOver(begin); err != nil {
 		n.cfg.Log.Debug("leadership not handed over", "error", err)
 	}
 }
 
 // handedOver waits a bounded time: a leader that cannot commit can hand nothing over.
-func handedOver(f raft.Future) error {
+func (n *Node) handedOver(begin func() raft.Future) error {
+	n.net.leaving.Store(true)
+	defer n.net.leaving.Store(false)
+	n.store.written.more.fire()
 	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
+	go func() { done <- begin().Error() }()
 	t := time.NewTimer(handOverTimeout)
 	defer t.Stop()
 	select {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -25,6 +26,7 @@ type network struct {
 	patience time.Duration // with a log write of our own
 	contacts *contacts
 	done     <-chan struct{} // no message is held back any more
+	leaving  atomic.Bool     // leadership is being handed over: the library first wants an answer from the successor, within its election timeout
 }
 
 // SetHeartbeatHandler does nothing, so that heartbeats take Raft's main goroutine like everything else: the library's short cut
@@ -64,7 +66,7 @@ func (t *network) rest(id raft.ServerID, req *raft.AppendEntriesRequest) {
 		var more <-chan struct{}
 		if replicates {
 			more = t.written.more.wait()
-			if t.written.last.Load() != req.PrevLogEntry {
+			if t.leaving.Load() || t.written.last.Load() != req.PrevLogEntry {
 				return
 			}
 		}

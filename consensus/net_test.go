@@ -112,6 +112,7 @@ func TestRest(t *testing.T) {
 	}
 	write := func(n *network, _ chan struct{}) { n.written.last.Store(11); n.written.more.fire() }
 	end := func(_ *network, done chan struct{}) { close(done) }
+	leave := func(n *network, _ chan struct{}) { n.leaving.Store(true); n.written.more.fire() }
 	tests := []struct {
 		name     string
 		req      *raft.AppendEntriesRequest
@@ -124,6 +125,7 @@ func TestRest(t *testing.T) {
 		{"nothing to replicate, and no answer to a heartbeat", empty(10, 10), 10, nil, quiet * 5 / 4, quiet * 7 / 4},
 		{"an entry comes", empty(10, 10), 10, write, 100 * time.Millisecond, 100 * time.Millisecond},
 		{"the end comes", empty(10, 10), 10, end, 100 * time.Millisecond, 100 * time.Millisecond},
+		{"leadership leaves", empty(10, 10), 10, leave, 100 * time.Millisecond, 100 * time.Millisecond},
 		{"an entry is there", empty(10, 10), 11, nil, 0, 0},
 		{"not committed", empty(9, 10), 10, nil, 0, 0},
 		{"newer commit index", empty(10, 11), 10, nil, 0, 0},
@@ -148,6 +150,12 @@ func TestRest(t *testing.T) {
 					t.Error("a heartbeat came back too late to be left out")
 				}
 				time.Sleep(time.Second) // what was to happen has happened
+				if n.leaving.Load() {
+					began = time.Now()
+					if n.rest("a", tt.req); time.Since(began) > 0 {
+						t.Error("rested while leadership leaves")
+					}
+				}
 			})
 		})
 	}

@@ -16,9 +16,7 @@ func TestRealNetwork(t *testing.T) {
 	all := h.cluster(0, 1, 2)
 	holder := all[1]
 	e := h.grant(holder, 1, "i")
-	if a, err := holder.beat(1, "i", e); err != nil || !a.Held {
-		t.Fatalf("keepalive: %+v, %v", a, err)
-	}
+	h.eventually(10*time.Second, "a keepalive is answered", func() bool { a, err := holder.beat(1, "i", e); return err == nil && a.Held })
 	old := h.leader()
 	h.stop(old)
 	rest := others(all, old)

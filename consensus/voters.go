@@ -156,10 +156,15 @@ func (n *Node) TransferLeader(to fsm.NodeID) (fsm.NodeID, error) {
 		}
 	}
 	n.cfg.Log.Info("leadership moves", "to", best.ID, "name", best.Name, "reason", "an operator asked for it")
-	if err := handedOver(t.rf.LeadershipTransferToServer(raft.ServerID(best.ID), raft.ServerAddress(best.ID))); err != nil {
+	if err := n.handedOver(t.to(best.ID)); err != nil {
 		return "", fmt.Errorf("transfer leadership to %s: %w", best.Name, err)
 	}
 	return best.ID, nil
+}
+
+// to begins to hand leadership over to a voter.
+func (t *term) to(id fsm.NodeID) func() raft.Future {
+	return func() raft.Future { return t.rf.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id)) }
 }
 
 func holdsLease(s *fsm.State, id fsm.NodeID) bool {
@@ -174,6 +179,6 @@ func (n *Node) moveTo(t *term, electors []decide.Elector, reason string) bool {
 	}
 	n.moved = time.Now()
 	n.cfg.Log.Info("leadership moves", "to", to.ID, "name", to.Name, "reason", reason)
-	n.transfer(t.rf.LeadershipTransferToServer(raft.ServerID(to.ID), raft.ServerAddress(to.ID)))
+	n.transfer(t.to(to.ID))
 	return true
 }
