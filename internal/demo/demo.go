@@ -173,8 +173,10 @@ func (d *Demo) bootstrap(ctx context.Context, n Node) (string, error) {
 }
 
 func (d *Demo) join(ctx context.Context, n Node, at, token string) error {
-	_, err := d.command(ctx, append([]string{"join", at, "--token", token}, d.flags(n)...)...)
-	return err
+	return again(ctx, func(ctx context.Context) error {
+		_, err := d.command(ctx, append([]string{"join", at, "--token", token}, d.flags(n)...)...)
+		return err
+	})
 }
 
 // client opens a way to the formation with the certificate of the first node that was made.
@@ -210,14 +212,18 @@ func (d *Demo) formation(ctx context.Context) (admin.Status, admin.Formation, er
 }
 
 // primary is the node that holds the lease of a group.
-func (d *Demo) primary(ctx context.Context, group int) (Node, error) {
-	_, f, err := d.formation(ctx)
-	if err != nil {
-		return Node{}, err
-	}
-	i := slices.IndexFunc(f.Groups, func(g admin.Group) bool { return int(g.ID) == group })
-	if i < 0 || f.Groups[i].Primary == "" {
-		return Node{}, fmt.Errorf("group %d has no primary", group)
-	}
-	return d.Node(f.Groups[i].Primary)
+func (d *Demo) primary(ctx context.Context, group int) (n Node, err error) {
+	err = again(ctx, func(ctx context.Context) error {
+		_, f, err := d.formation(ctx)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(f.Groups, func(g admin.Group) bool { return int(g.ID) == group })
+		if i < 0 || f.Groups[i].Primary == "" {
+			return fmt.Errorf("group %d has no primary", group)
+		}
+		n, err = d.Node(f.Groups[i].Primary)
+		return err
+	})
+	return n, err
 }

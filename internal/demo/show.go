@@ -174,12 +174,13 @@ func (d *Demo) waitRecovered(ctx context.Context) error {
 }
 
 func (d *Demo) list(ctx context.Context) error {
-	_, f, err := d.formation(ctx)
-	if err != nil {
+	return again(ctx, func(ctx context.Context) error {
+		_, f, err := d.formation(ctx)
+		if err == nil {
+			d.cfg.List(d.cfg.Out, f)
+		}
 		return err
-	}
-	d.cfg.List(d.cfg.Out, f)
-	return nil
+	})
 }
 
 func (d *Demo) say(format string, args ...any) { fmt.Fprintf(d.cfg.Out, format+"\n", args...) }

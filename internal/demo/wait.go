@@ -55,6 +55,17 @@ func (p *progress) end() {
 	}
 }
 
+// again asks until nothing is wrong: a leader or a primary may just be changing.
+func again(ctx context.Context, ask func(context.Context) error) error {
+	wait, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	var last error
+	if err := every(wait, look, func() (bool, error) { last = ask(wait); return last == nil, nil }); err != nil {
+		return errors.Join(ctx.Err(), fmt.Errorf("asked for %s: %w", answerWait, last))
+	}
+	return nil
+}
+
 // waitAnswer waits until the first node leads, so that others can join.
 func (d *Demo) waitAnswer(ctx context.Context, began time.Time) error {
 	p := newProgress(d.cfg.Out, began)

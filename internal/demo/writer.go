@@ -243,9 +243,14 @@ func count(acked, unknown, present []int64) tally {
 	return t
 }
 
+func connect(ctx context.Context, dsn string) (conn *pgx.Conn, err error) {
+	err = again(ctx, func(ctx context.Context) error { conn, err = pgx.Connect(ctx, dsn); return err })
+	return conn, err
+}
+
 // tally reads all rows back through the coordinator.
 func (w *writer) tally(ctx context.Context) (tally, error) {
-	conn, err := pgx.Connect(ctx, w.dsn)
+	conn, err := connect(ctx, w.dsn)
 	if err != nil {
 		return tally{}, fmt.Errorf("count rows: %w", err)
 	}
@@ -272,12 +277,12 @@ const (
 
 // createTable makes the distributed table and returns what calls itself Citus.
 func createTable(ctx context.Context, dsn string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, dsn)
+	conn, err := connect(ctx, dsn)
 	if err != nil {
 		return "", fmt.Errorf("create the table: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	defer func() { _ = conn.Close(ctx) }()
 	var citus string
 	if err := conn.QueryRow(ctx, "SELECT citus_version()").Scan(&citus); err != nil {

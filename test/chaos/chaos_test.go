@@ -86,7 +86,7 @@ func TestLinearizable(t *testing.T) {
 		"swap from the beginning":       {[]porcupine.Operation{op("cas", 0, 5, regAnswer{known: true, set: true}, 0, 1), op("read", 0, 0, saw(5), 2, 3)}, porcupine.Ok},
 		"two swaps from one value":      {[]porcupine.Operation{op("cas", 0, 5, regAnswer{known: true, set: true}, 0, 1), op("cas", 0, 6, regAnswer{known: true, set: true}, 2, 3)}, porcupine.Illegal},
 	} {
-		if got, _ := linearizable(tt.ops, time.Second); got != tt.want {
+		if got, _ := linearizable(tt.ops, time.Minute); got != tt.want {
 			t.Errorf("%s: %s, want %s", name, got, tt.want)
 		}
 	}
@@ -151,6 +151,29 @@ func TestScenarios(t *testing.T) {
 			if !slices.ContainsFunc(s.faults, func(o fault) bool { return o.kind == f.kind && o.after == begin && o.node == f.node }) {
 				t.Errorf("%s: %s does not begin at %s", s.name, f, begin)
 			}
+		}
+	}
+}
+
+func TestJudge(t *testing.T) {
+	s := scenario{gap: 5 * time.Second, stays: true}
+	for name, tt := range map[string]struct {
+		last       int
+		gap, stall time.Duration
+		bad        int
+		open       bool
+	}{
+		"nothing happened":                 {h1, time.Second, time.Second, 0, false},
+		"another is primary":               {h2, time.Second, excuse - 1, 1, false},
+		"another is, on a machine stalled": {h2, time.Second, excuse, 0, true},
+		"no writes":                        {h1, 6 * time.Second, time.Second - 1, 1, false},
+		"no writes, as long as it stalled": {h1, 6 * time.Second, time.Second, 0, false},
+	} {
+		l := &load{numbers: newNumbers()}
+		l.numbers.gap, l.sampler.acks = tt.gap, []ack{{node: h1}, {node: tt.last}}
+		v := verdict{loads: []*load{l}, stall: tt.stall}
+		if open := s.judge(&v) != nil; len(v.violations) != tt.bad || open != tt.open {
+			t.Errorf("%s: %q, left open: %t", name, v.violations, open)
 		}
 	}
 }

@@ -31,7 +31,11 @@ func main() {
 		if _, told := errors.AsType[*exec.ExitError](err); !told {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
 		}
-		os.Exit(1) //nolint:forbidigo // a program's main
+		code := 1
+		if errors.Is(err, errStalled) {
+			code = stalled
+		}
+		os.Exit(code) //nolint:forbidigo // a program's main
 	}
 }
 
@@ -53,7 +57,7 @@ func mainErr(args []string) error {
 	if o.scenario == "all" {
 		return playAll(args)
 	}
-	if ran, err := sandbox(args); ran || err != nil {
+	if ran, err := again(args); ran || err != nil {
 		return err
 	}
 	ctx, cancel := whileWanted()
@@ -65,7 +69,7 @@ func mainErr(args []string) error {
 func playAll(args []string) error {
 	var errs []error
 	for _, s := range scenarios {
-		_, err := sandbox(append(slices.Clone(args), "-scenario", s.name))
+		_, err := again(append(slices.Clone(args), "-scenario", s.name))
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -182,12 +186,15 @@ func play(ctx context.Context, o options) error {
 	if err != nil {
 		v.bad("%v", err)
 	}
-	s.judge(v)
+	unsure := s.judge(v)
 	tr.note("%s", v.summary(o, len(faults)))
 	if s.measured {
 		tr.note("%s", v.figures())
 	}
 	if len(v.violations) == 0 {
+		if unsure != nil {
+			return unsure
+		}
 		if v.slowest() > tellGap {
 			return f.saveLogs(o.out)
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -53,7 +54,9 @@ func (n *node) empty() error {
 		for _, o := range old {
 			errs = append(errs, os.RemoveAll(o))
 		}
-		errs = append(errs, os.Rename(dir, dir+".removed"))
+		if err := os.Rename(dir, dir+".removed"); !errors.Is(err, fs.ErrNotExist) { // a standby that was not cloned yet has no data
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(append(errs, os.Remove(n.config()))...)
 }

@@ -16,6 +16,8 @@ import (
 
 const (
 	convergeLimit = 60 * time.Second
+	connectLimit  = 30 * time.Second
+	readLimit     = 60 * time.Second // of what is in a node's table
 	checkLimit    = 10 * time.Second // a register
 )
 
@@ -33,6 +35,7 @@ type verdict struct {
 	loads      []*load
 	converged  time.Duration
 	struck     []struck
+	stall      time.Duration // the machine's own worst
 	violations []string
 }
 
@@ -72,7 +75,7 @@ func (v *verdict) summary(o options, faults int) string {
 			fmt.Fprintf(&b, ", %d operations on registers, %d of %d samples acknowledged", len(l.registers.ops), len(l.sampler.acks), l.sampler.tries)
 		}
 	}
-	fmt.Fprintf(&b, "; %d violations", len(v.violations))
+	fmt.Fprintf(&b, "; the machine stalled for %s at worst; %d violations", v.stall.Round(10*time.Millisecond), len(v.violations))
 	return b.String()
 }
 
@@ -97,6 +100,7 @@ func (f *formation) run(ctx context.Context, o options, net *network, faults []f
 	}
 	lctx, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
+	stall := worstStall(lctx)
 	var clients sync.WaitGroup
 	for _, l := range v.loads {
 		f.start(lctx, l, o, &clients)
@@ -114,6 +118,7 @@ func (f *formation) run(ctx context.Context, o options, net *network, faults []f
 	}
 	stopLoad()
 	clients.Wait()
+	v.stall = <-stall
 	for _, l := range v.loads {
 		f.check(ctx, l, v)
 	}
@@ -131,7 +136,11 @@ func (f *formation) prepare(ctx context.Context, group int, early bool) error {
 
 // exec runs statements on a group's primary.
 func (f *formation) exec(ctx context.Context, group int, statements ...string) error {
-	conn, err := pgx.Connect(ctx, f.dsn("read-write", members(group)...))
+	var conn *pgx.Conn
+	err := until(ctx, connectLimit, func() (err error) {
+		conn, err = pgx.Connect(ctx, f.dsn("read-write", members(group)...))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("connect to group %d: %w", group, err)
 	}
@@ -178,7 +187,7 @@ func (f *formation) check(ctx context.Context, l *load, v *verdict) {
 		}
 	}
 	for where, dsn := range look {
-		err := until(ctx, 10*time.Second, func() error {
+		err := until(ctx, readLimit, func() error {
 			present, err := present(ctx, dsn, l.table())
 			if err != nil {
 				return err

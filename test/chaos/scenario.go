@@ -117,18 +117,6 @@ func (s scenario) lasts() (out time.Duration) {
 	return out
 }
 
-// judge adds to a verdict what only this scenario demands.
-func (s scenario) judge(v *verdict) {
-	if gap := v.slowest(); s.gap > 0 && gap > s.gap {
-		v.bad("no write was acknowledged for %s, %s are allowed", gap, s.gap)
-	}
-	for _, l := range v.loads {
-		if acks := l.sampler.acks; s.stays && len(acks) > 0 && acks[0].node != acks[len(acks)-1].node {
-			v.bad("%s: %s is primary instead of %s", l, host(acks[len(acks)-1].node), host(acks[0].node))
-		}
-	}
-}
-
 // outages are the times in which no node of the group acknowledged a sample, which is tried on each node by itself, ten times a second.
 func (s *sampler) outages() (out []gap) {
 	acks := slices.SortedFunc(slices.Values(s.acks), func(a, b ack) int { return a.at.Compare(b.at) })

@@ -155,7 +155,7 @@ wal_retrieve_retry_interval = 100ms
 citus.node_conninfo = 'sslmode=prefer'
 citus.metadata_sync_retry_interval = 500ms
 citus.recover_2pc_interval = -1
-citus.node_connection_timeout = 2s
+citus.node_connection_timeout = 30s
 citus.background_task_queue_interval = 1s
 `
 
@@ -258,7 +258,7 @@ func (s *server) standby() *server {
 }
 
 func (s *server) connect(ctx context.Context, database, options string) (*pgx.Conn, error) {
-	return pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=postgres dbname=%s sslmode=disable connect_timeout=2 options='%s'",
+	return pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=postgres dbname=%s sslmode=disable connect_timeout=30 options='%s'",
 		s.ip, s.port, database, options))
 }
 
