@@ -34,6 +34,8 @@ type Sentinel struct {
 	taken  chan struct{}
 	once   sync.Once
 
+	dialing sync.Mutex // held while another connection is made: the newest one wins, also over one's own
+
 	mu     sync.Mutex
 	client *fence.Client
 	last   fence.Status
@@ -157,9 +159,10 @@ func (s *Sentinel) Remembered() (fsm.Epoch, lease.Stamp, bool) {
 
 // Ping implements agent.Sentinel. A connection that broke is made anew as long as the sentinel lives.
 func (s *Sentinel) Ping(ctx context.Context) (decide.Sentinel, error) {
-	st, err := s.conn().Status(ctx)
+	c := s.conn()
+	st, err := c.Status(ctx)
 	if errors.Is(err, fence.ErrClosed) {
-		st, err = s.again(ctx)
+		st, err = s.again(ctx, c)
 	}
 	if err != nil {
 		return decide.Sentinel{}, err
@@ -197,8 +200,15 @@ func (s *Sentinel) lastWords(ended time.Time) string {
 	}
 }
 
-// again dials once more. Nobody listening means that the sentinel is gone; silence does not.
-func (s *Sentinel) again(ctx context.Context) (fence.Status, error) {
+// again dials once more after a connection broke. Nobody listening means that the sentinel is gone; silence does not.
+func (s *Sentinel) again(ctx context.Context, broken *fence.Client) (fence.Status, error) {
+	if !s.dialing.TryLock() {
+		return fence.Status{}, errors.New("another connection to the sentinel is being made")
+	}
+	defer s.dialing.Unlock()
+	if c := s.conn(); c != broken {
+		return c.Status(ctx)
+	}
 	select {
 	case <-s.taken:
 		return fence.Status{}, errors.New("another agent has taken the sentinel over")
@@ -321,6 +331,8 @@ func (s *Sentinel) Reset(ctx context.Context) error {
 	if err := fence.KillAll(ctx, s.cfg.DataDir); err != nil {
 		return err
 	}
+	s.dialing.Lock()
+	defer s.dialing.Unlock()
 	_ = s.conn().Close()
 	if err := fence.Spawn(ctx, s.cfg.Spawn); err != nil {
 		return err
