@@ -33,6 +33,7 @@ func TestWitness(t *testing.T) {
 		{"refuses, streams nothing", refused, nothing, true, "its port: connection refused", 0},
 		{"refuses, own server slow", refused, slowly(ago(0)), true, "its port: connection refused", probeTimeout},
 		{"silent", silent, nothing, true, "its port: no answer within 500 ms", probeTimeout},
+		{"silent, but streams", silent, ago(0), false, "heard of it 0 ms ago", probeTimeout},
 		{"silent, own server slow", silent, slowly(ago(0)), true, "its port: no answer within 500 ms", probeTimeout},
 		{"this host stood still", stuck, nothing, false, "stood still for 200 ms", probeTimeout + 2*stall},
 	} {
